@@ -1,0 +1,47 @@
+"""The model card that lies in an adapter folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["model_card"]
+
+
+def model_card(config: Mapping[str, Any]) -> str:
+    """Return Markdown for an adapter's README, from its `router_config.json`."""
+    backbone, router = config["backbone"], config["router"]
+    recipe = config["recipe"] or {"recipe": "none recorded"}
+    data = config["data"] or {"none recorded": ""}
+    rows = "\n".join(f"| {key} | {value} |" for key, value in router.items())
+    sources = "\n".join(f"- `{name}` {digest}" for name, digest in data.items())
+    settings = "\n".join(f"- {name}: {value}" for name, value in recipe.items())
+    return f"""---
+library_name: layerroute
+base_model: {backbone["name"]}
+tags: [layerroute, peft, lora, conditional-depth]
+---
+
+# LayerRoute adapter for {backbone["name"]}
+
+Routers that decide, per input, which of the backbone's {backbone["blocks"]} blocks run, and LoRA on its attention
+projections. Made with layerroute {config["layerroute_version"]}, adapter format {config["format_version"]}. It fits
+only the weights with fingerprint `{backbone["fingerprint"]}`.
+
+    from layerroute import RoutedModel
+    model = RoutedModel.from_pretrained("THIS FOLDER")
+
+## Routers
+
+| setting | value |
+|---|---|
+{rows}
+
+## Training data (SHA-256)
+
+{sources}
+
+## Recipe
+
+{settings}
+"""

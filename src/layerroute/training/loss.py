@@ -1,0 +1,135 @@
+"""A recipe's objective applied to a model: one micro-batch in, its loss out, what it consisted of kept for the log.
+
+Owns the only state that the objective has, the running skip rates. Knows nothing of the training loop; steps are
+optimiser updates, counted by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerroute.data.steps import STEP_TYPES
+from layerroute.model.routed import RoutedModel, RoutedOutput
+from layerroute.training import objective
+from layerroute.training.meter import Means
+from layerroute.training.recipe import Recipe
+
+__all__ = ["MODEL_INPUTS", "RoutedLoss"]
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "context_mask")
+"""The keys of a batch that the model takes; labels and step types stay with the loss."""
+
+
+class RoutedLoss:
+    """Cross-entropy, penalty and distillation of a `RoutedModel`.
+
+    Args:
+        recipe: every weight and schedule.
+        reduce: adds a tensor up over all processes.
+        processes: how many there are; gradients are averaged over them.
+        device: the model's.
+    """
+
+    def __init__(
+        self, recipe: Recipe, reduce: Callable[[Tensor], Tensor], processes: int, device: torch.device
+    ) -> None:
+        self.settings = recipe.objective
+        self.updates = recipe.training.updates
+        self.reduce = reduce
+        self.processes = processes
+        self.means = Means()
+        self.running = torch.full((len(STEP_TYPES),), float("nan"), device=device)
+        """float32 `[K]`: running skip rate per step type, NaN where none was seen."""
+
+    def budgets(self, step: int) -> dict[str, float]:
+        """Skip budget per step type at update `step`; empty without budgets."""
+        goals = self.settings.budgets.model_dump() if self.settings.budgets else {}
+        ramp = self.settings.ramp_share * self.updates
+        return {name: objective.budget_at(step, goal, ramp) for name, goal in goals.items()}
+
+    def noise(self, step: int) -> float:
+        """Scale of the logit noise at update `step`."""
+        return objective.noise_at(step, self.settings.logit_noise, self.settings.noise_share * self.updates)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        routed: RoutedModel,
+        inputs: Mapping[str, Tensor],
+        step: int,
+        tokens: Tensor | int | None,
+        micro_batches: int,
+    ) -> tuple[Tensor, RoutedOutput]:
+        """Loss of one micro-batch, so scaled that the micro-batches of an update add up to the update's loss.
+
+        Cross-entropy and distillation are means over the update's loss tokens; the penalty is a mean over its
+        micro-batches.
+
+        Args:
+            model: `routed`, or the distributed wrapper around it.
+            routed: the model itself, in training mode.
+            inputs: a batch of `StepCollator`.
+            step: update, from 0.
+            tokens: loss tokens of the whole update, over all processes; None counts this micro-batch's.
+            micro_batches: of the update.
+        """
+        settings = self.settings
+        positions, targets = objective.loss_tokens(inputs["labels"])
+        batch = {name: inputs[name] for name in MODEL_INPUTS}
+        out = model(**batch, logit_noise=self.noise(step), logits_to_keep=positions)
+        wanted = targets != -100
+        cross_entropy = objective.cross_entropy_sum(out.logits[wanted], targets[wanted])
+        distillation = self._distillation(routed, batch, positions, targets, out)
+        penalty = self._penalty(out, inputs["step_types"], step)
+        own_tokens = wanted.sum()
+        update_tokens = own_tokens if tokens is None else tokens
+        lm_loss = (cross_entropy + settings.distillation_weight * distillation) / update_tokens
+        # gradients are averaged over processes, where the sum is meant
+        loss = self.processes * lm_loss + settings.router_loss_weight * penalty / micro_batches
+        self.means.add("cross_entropy", cross_entropy, own_tokens)
+        self.means.add("distillation", distillation, own_tokens)
+        self.means.add("penalty", penalty, torch.ones_like(penalty))
+        moved = objective.gate_movement(out.gate_probs, routed.routers.initial_logit, routed.routable)
+        self.means.add("gate_movement", moved, torch.ones_like(moved))
+        return loss, out
+
+    def _distillation(
+        self, routed: RoutedModel, batch: dict[str, Tensor], positions: Tensor, targets: Tensor, out: Any
+    ) -> Tensor:
+        """Summed divergence from the full-depth pass, over the loss tokens of the rows that skip."""
+        rows = (~out.routes).any(1).nonzero().squeeze(1)
+        if not self.settings.distillation_weight or not len(rows):
+            return torch.zeros((), device=out.logits.device)
+        skipping = {name: value[rows] for name, value in batch.items()}
+        routed.eval()  # the teacher has no dropout
+        with torch.no_grad(), routed.disable_routing():
+            teacher = routed(**skipping, logits_to_keep=positions, use_cache=False).logits
+        routed.train()
+        return objective.distillation_loss(out.logits[rows], teacher, targets[rows])
+
+    def _penalty(self, out: Any, step_types: Tensor, step: int) -> Tensor:
+        sums, counts = objective.skip_sums(out.gates, step_types, len(STEP_TYPES))
+        for index, name in enumerate(STEP_TYPES):
+            self.means.add(f"skip_rate_{name}", sums[index], counts[index])
+        if self.settings.penalty == "soft_mean":
+            return objective.soft_mean_penalty(out.gate_probs)
+        totals, rows = self.reduce(torch.stack([sums.detach(), counts]))
+        shared = rows.clamp(min=1)
+        self.running = objective.running_rates(self.running, totals / shared, rows, self.settings.statistic_decay)
+        # the local part of the mean over all processes, times their number because gradients are averaged
+        rates = sums * self.processes / shared
+        budgets = torch.tensor([self.budgets(step)[name] for name in STEP_TYPES], device=rates.device)
+        return objective.budget_penalty(rates, self.running, budgets, rows)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold, JSON-able and exact."""
+        return {"running_skip_rates": [None if rate != rate else rate for rate in self.running.tolist()]}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` gave."""
+        rates = [float("nan") if rate is None else rate for rate in state["running_skip_rates"]]
+        self.running = torch.tensor(rates, device=self.running.device)

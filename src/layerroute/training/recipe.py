@@ -1,0 +1,172 @@
+"""A recipe: every number that a training run depends on, as frozen settings read from YAML.
+
+The values live in `layerroute/recipes/*.yaml`, not here: `default.yaml` and `paper.yaml` are complete, and a recipe
+file of your own states only what differs from `default`. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from layerroute.config import RouterConfig, Settings, nearest
+from layerroute.errors import ConfigError
+from layerroute.training.settings import LoraSettings, ObjectiveSettings, OptimizerSettings, TrainingSettings
+
+__all__ = ["Recipe", "load_recipe", "recipe_keys", "recipe_names"]
+
+
+class Recipe(Settings):
+    """Everything a run depends on besides the backbone and the data."""
+
+    router: RouterConfig
+    lora: LoraSettings
+    objective: ObjectiveSettings
+    optimizer: OptimizerSettings
+    training: TrainingSettings
+
+    def check_blocks(self, blocks: int) -> None:
+        """Refuse what a backbone of `blocks` blocks cannot do.
+
+        Raises:
+            ConfigError: if no block is routable, or a budget exceeds the share of blocks that may be skipped.
+        """
+        routable = len(self.router.routable(blocks))
+        if self.objective.budgets is None:
+            return
+        for step_type, budget in self.objective.budgets.model_dump().items():
+            if budget > routable / blocks:
+                raise ConfigError(
+                    f"objective.budgets.{step_type}={budget}: only {routable} of this backbone's {blocks} blocks may "
+                    f"be skipped (protect_first={self.router.protect_first}, protect_last={self.router.protect_last}), "
+                    f"so the budget can be at most {math.floor(100 * routable / blocks) / 100}"
+                )
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(item.name.removesuffix(".yaml") for item in _folder().iterdir() if item.name.endswith(".yaml"))
+
+
+def recipe_keys() -> dict[str, Any]:
+    """Every key of a recipe as its dotted path (`objective.budgets.tool_call`), with its annotation."""
+    return dict(_leaves(Recipe, ""))
+
+
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """Read a recipe and change some of its values.
+
+    Args:
+        name_or_path: a packaged name (`default`, `paper`) or a YAML file; keys that a file leaves out are `default`'s.
+        overrides: values as YAML text by key, either dotted (`training.steps`) or bare where unambiguous (`steps`).
+
+    Raises:
+        ConfigError: no such recipe, no YAML, an unknown or ambiguous key, or a value that its field does not allow.
+    """
+    source = str(name_or_path)
+    values = _merge(_parse(_read("default"), "default"), _parse(_read(source), source))
+    for key, text in (overrides or {}).items():
+        path = _resolve(key)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"{path}={text!r} is not valid YAML; give a number, a word or a [list]") from None
+        _assign(values, path, value)
+    recipe = _build(Recipe, values, "", source)
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def _folder() -> Any:
+    return resources.files("layerroute") / "recipes"
+
+
+def _read(source: str) -> str:
+    names = recipe_names()
+    if source in names:
+        return str((_folder() / f"{source}.yaml").read_text(encoding="utf-8"))
+    path = Path(source)
+    if not path.is_file():
+        raise ConfigError(f"no recipe {source!r}{nearest(source, names)}; use {', '.join(names)}, or a YAML file")
+    return path.read_text(encoding="utf-8")
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise ConfigError(f"recipe {source}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe {source}: expected sections ({', '.join(Recipe.model_fields)}), found {values!r}")
+    return values
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(merged.get(key), dict) and isinstance(value, Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The Settings class of a field that is a section (`Budgets | None` counts), else None."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _leaves(cls: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, field in cls.model_fields.items():
+        section = _section(field.annotation)
+        if section:
+            yield from _leaves(section, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field.annotation
+
+
+def _resolve(key: str) -> str:
+    paths = list(recipe_keys())
+    sections = {path.rsplit(".", depth)[0] for path in paths for depth in range(1, path.count(".") + 1)}
+    if key in paths or key in sections:
+        return key
+    matches = [path for path in [*paths, *sections] if path.endswith(f".{key}")]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ConfigError(f"recipe key {key!r} is ambiguous; write one of {', '.join(sorted(matches))}")
+    hint = nearest(key, paths) if "." in key else nearest(key, [path.rsplit(".", 1)[1] for path in paths])
+    raise ConfigError(f"unknown recipe key {key!r}{hint or '; known: ' + ', '.join(paths)}")
+
+
+def _assign(values: dict[str, Any], path: str, value: Any) -> None:
+    *sections, leaf = path.split(".")
+    for name in sections:
+        if not isinstance(values.get(name), dict):
+            values[name] = {}
+        values = values[name]
+    values[leaf] = value
+
+
+def _build(cls: type[BaseModel], values: Mapping[str, Any], prefix: str, source: str) -> BaseModel:
+    """Build inner sections first, so that an error names the full path of its field."""
+    built = dict(values)
+    for name, field in cls.model_fields.items():
+        section = _section(field.annotation)
+        if section and isinstance(built.get(name), Mapping):
+            built[name] = _build(section, built[name], f"{prefix}{name}.", source)
+    try:
+        return cls(**built)
+    except ConfigError as error:
+        where = f"recipe {source}" + (f", {prefix.rstrip('.')}" if prefix else "")
+        raise ConfigError(f"{where}: {error}") from None

@@ -1,0 +1,220 @@
+"""One training run from names to an adapter folder: backbone, data, split, training, saving, resuming.
+
+Everything that can be refused is refused before the backbone is loaded. Says what it does through `logging`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from layerroute.data.collate import StepDataset
+from layerroute.data.load import Loaded, load_steps
+from layerroute.data.render import Sample
+from layerroute.data.steps import STEP_TYPES, split_by_group
+from layerroute.errors import ConfigError, TrainingError
+from layerroute.model.backbone import load_backbone
+from layerroute.model.routed import get_routed_model
+from layerroute.training.callbacks import LogFile, StopOnSignal
+from layerroute.training.checkpoints import RunFolder, last_checkpoint
+from layerroute.training.recipe import Recipe
+from layerroute.training.trainer import RoutedTrainer
+
+__all__ = ["TrainResult", "TrainingInterrupted", "lora_config", "train"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+_LOG = logging.getLogger(__name__)
+
+
+class TrainingInterrupted(TrainingError):
+    """A signal ended the run; the message says where its checkpoint is and how to go on."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run did."""
+
+    output: Path
+    updates: int
+    rows: dict[str, dict[str, int]]
+    """`train` and `validation`: rows by step type."""
+    cut: int
+    """Rows whose messages were cut from the left to fit."""
+    dropped: int
+    """Rows left out because target and tools alone do not fit."""
+    final: dict[str, float]
+    """The last line of the training log, and the last evaluation (`eval_...`)."""
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {**vars(self), "output": str(self.output)}
+
+    def summary(self) -> str:
+        """A few lines to print."""
+        lines = [f"{name} rows: {_counts(rows)}" for name, rows in self.rows.items()]
+        lines[0] += f"; {self.cut} cut to fit, {self.dropped} dropped"
+        shown = ("cross_entropy", "penalty", "eval_loss", "eval_full_loss")
+        skips = [f"{prefix}skip_rate_{name}" for prefix in ("", "eval_") for name in STEP_TYPES]
+        lines += [f"{name}: {self.final[name]:.4f}" for name in (*shown, *skips) if name in self.final]
+        return "\n".join([*lines, f"adapter: {self.output} ({self.updates} updates, {self.seconds:.0f} s)"])
+
+
+def train(
+    model_name: str,
+    data_specs: Sequence[str],
+    recipe: Recipe,
+    output: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    progress: bool = False,
+) -> TrainResult:
+    """Train an adapter.
+
+    Args:
+        model_name: anything `load_backbone` takes.
+        data_specs: anything `load_steps` takes.
+        recipe: every setting.
+        output: the adapter folder to be; checkpoints and log lie in it too (see `checkpoints.py`).
+        resume: continue an interrupted run from its last checkpoint, to the weights it would have reached.
+        progress: draw a progress bar on stderr.
+
+    Raises:
+        TrainingError: the output folder is taken, there is nothing to resume or to train on, the resumed run is
+            another one, or the loss is not finite.
+        TrainingInterrupted: Ctrl-C or SIGTERM came; a checkpoint was written.
+        ConfigError: a setting that this backbone cannot serve.
+        DataError, BackboneError: data or backbone cannot be loaded.
+    """
+    started = time.monotonic()
+    folder = RunFolder(output)
+    checkpoint = folder.check(resume)
+    settings = recipe.training
+    loaded = load_steps(data_specs, seed=settings.seed, limit_per_source=settings.rows_per_source)
+    backbone, tokenizer = load_backbone(model_name, dtype=_DTYPES[settings.precision])
+    _check_backbone(recipe, backbone)
+    train_set, validation_set = _datasets(tokenizer, loaded, recipe)
+    rows = _rows(train_set, validation_set)
+    record = {"sources": loaded.digests, "rows": rows, "cut": train_set.cut, "dropped": train_set.dropped}
+    if int(os.environ.get("RANK", "0")) == 0:  # of a distributed run, the first process keeps the folder
+        description = {"recipe": recipe.model_dump(mode="json"), "data": loaded.digests, "model": str(model_name)}
+        folder.open(description, checkpoint)
+    for part, counts in rows.items():
+        _LOG.info("%s rows: %s", part, _counts(counts))
+
+    set_seed(settings.seed)
+    model = get_routed_model(backbone, recipe.router, lora_config(recipe))
+    stopper = StopOnSignal()
+    trainer = RoutedTrainer(
+        model,
+        recipe,
+        train_set,
+        validation_set,
+        pad_token_id=_padding(tokenizer),
+        checkpoints=folder.checkpoints,
+        data=record,
+        progress=progress,
+        callbacks=[stopper, LogFile(folder.log)],
+    )
+    with stopper:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stopper.requested and trainer.state.global_step < settings.updates:
+        raise TrainingInterrupted(
+            f"interrupted after update {trainer.state.global_step} of {settings.updates}; checkpoint: "
+            f"{last_checkpoint(folder.checkpoints)}; run the same command with --resume to continue"
+        )
+    if trainer.is_world_process_zero():
+        model.eval().save_pretrained(folder.path, recipe=recipe.model_dump(mode="json"), data=record)
+    return TrainResult(
+        output=folder.path,
+        updates=settings.updates,
+        rows=rows,
+        cut=train_set.cut,
+        dropped=train_set.dropped,
+        final=_final(trainer.state.log_history),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _check_backbone(recipe: Recipe, backbone: PreTrainedModel) -> None:
+    config = backbone.config.get_text_config()
+    recipe.check_blocks(config.num_hidden_layers)
+    if recipe.training.max_length > config.max_position_embeddings:
+        raise ConfigError(
+            f"training.max_length={recipe.training.max_length}: this backbone reads at most "
+            f"{config.max_position_embeddings} tokens"
+        )
+
+
+def lora_config(recipe: Recipe) -> LoraConfig:
+    """The recipe's LoRA; which projections it sits on is the backbone's matter (`get_routed_model`)."""
+    return LoraConfig(r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, lora_dropout=recipe.lora.dropout)
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any token will do: the attention mask hides it."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+
+
+def _datasets(
+    tokenizer: PreTrainedTokenizerBase, loaded: Loaded, recipe: Recipe
+) -> tuple[StepDataset, StepDataset | None]:
+    """Tokenise, and split by group. The training part carries the counts of cut and dropped rows of both."""
+    settings = recipe.training
+    everything = StepDataset.from_steps(tokenizer, loaded.steps, settings.max_length)
+    _, held = split_by_group(loaded.steps, settings.validation_share, settings.seed)
+    groups = {step.group for step in held}
+    train_set = StepDataset([s for s in everything.samples if s.group not in groups], everything.dropped)
+    train_set.cut = everything.cut
+    if not len(train_set):
+        raise TrainingError(
+            f"no row is left to train on: of {len(loaded.steps)} rows, {everything.dropped} do not fit into "
+            f"training.max_length={settings.max_length} and {len(everything)} are validation "
+            f"(training.validation_share={settings.validation_share})"
+        )
+    kept = _spread([s for s in everything.samples if s.group in groups], settings.validation_rows, settings.seed)
+    return train_set, StepDataset(kept) if kept else None
+
+
+def _spread(samples: list[Sample], limit: int | None, seed: int) -> list[Sample]:
+    """At most `limit` samples, step types in equal parts as far as they go, sorted by length to pad less."""
+    if limit is not None:
+        random.Random(seed).shuffle(samples)
+        turn: Counter[str] = Counter()
+        ranked = []
+        for sample in samples:
+            ranked.append((turn[sample.step_type], sample))
+            turn[sample.step_type] += 1
+        samples = [sample for _, sample in sorted(ranked, key=lambda pair: pair[0])[:limit]]
+    return sorted(samples, key=lambda sample: len(sample.input_ids))
+
+
+def _rows(train_set: StepDataset, validation_set: StepDataset | None) -> dict[str, dict[str, int]]:
+    parts = {"train": train_set.samples, "validation": validation_set.samples if validation_set else []}
+    return {name: dict(Counter(sample.step_type for sample in samples)) for name, samples in parts.items()}
+
+
+def _counts(rows: dict[str, int]) -> str:
+    return ", ".join(f"{rows[name]} {name}" for name in STEP_TYPES if name in rows) or "none"
+
+
+def _final(history: list[dict[str, float]]) -> dict[str, float]:
+    """The last training line and the last evaluation of a log, in one mapping."""
+    final: dict[str, float] = {}
+    for event in history:
+        if "loss" in event or "eval_loss" in event:
+            final.update(event)
+    final.pop("epoch", None)
+    return final

@@ -1,0 +1,172 @@
+"""The sections of a recipe besides the router's, as frozen settings without default values.
+
+The values live in `layerroute/recipes/*.yaml`. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from layerroute.config import Settings
+
+__all__ = ["Budgets", "LoraSettings", "ObjectiveSettings", "OptimizerSettings", "TrainingSettings"]
+
+
+class LoraSettings(Settings):
+    """The LoRA adapters on the attention projections."""
+
+    rank: int = Field(ge=1)
+    """Rank of each pair of matrices."""
+
+    alpha: int = Field(ge=1)
+    """The update is scaled by `alpha / rank`."""
+
+    dropout: float = Field(ge=0, lt=1)
+    """Dropout on the adapters' input, while training."""
+
+
+class Budgets(Settings):
+    """Share of ALL blocks, protected ones counted, that each step type is to skip."""
+
+    tool_call: float = Field(ge=0, le=1)
+    planning: float = Field(ge=0, le=1)
+    answer: float = Field(ge=0, le=1)
+
+
+class ObjectiveSettings(Settings):
+    """What is minimised: cross-entropy + `router_loss_weight` * penalty + `distillation_weight` * divergence."""
+
+    penalty: Literal["soft_mean", "budget"]
+    """`soft_mean`: the mean gate probability (the publication). `budget`: squared distance of the executed gates' skip
+    rate from the budget of the step type."""
+
+    router_loss_weight: float = Field(ge=0)
+    """Weight of the penalty."""
+
+    budgets: Budgets | None
+    """What `penalty="budget"` aims at; null with `soft_mean`, which aims at nothing."""
+
+    ramp_share: float = Field(ge=0, le=1)
+    """Share of the run over which the budgets rise linearly from 0 to their values."""
+
+    statistic_decay: float = Field(ge=0, lt=1)
+    """How much of the running skip rate a micro-batch keeps, for the budget penalty; 0 looks at one batch only."""
+
+    logit_noise: float = Field(ge=0)
+    """Scale of the logistic noise on the router logits at the first step (exploration)."""
+
+    noise_share: float = Field(ge=0, le=1)
+    """Share of the run over which the noise falls linearly to none."""
+
+    distillation_weight: float = Field(ge=0)
+    """Weight of the divergence from the same model with all blocks running, on rows that skip; 0 saves that pass."""
+
+    loss_on: Literal["target", "all"]
+    """Which tokens the cross-entropy counts: the assistant step alone, or the prompt too."""
+
+    pool_over: Literal["prompt", "sequence"]
+    """Which tokens the routers read: those before the step, or the step too (which no inference can do)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ObjectiveSettings:
+        if self.penalty == "budget" and self.budgets is None:
+            raise ValueError("penalty='budget' needs budgets; give budgets.tool_call, budgets.planning, budgets.answer")
+        if self.penalty == "soft_mean" and self.budgets is not None:
+            raise ValueError("penalty='soft_mean' obeys no budgets; set budgets=null, or penalty='budget'")
+        return self
+
+
+class OptimizerSettings(Settings):
+    """AdamW, with one learning rate for the routers and one for LoRA."""
+
+    router_lr: float = Field(gt=0)
+    lora_lr: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    betas: tuple[float, float]
+    schedule: Literal["cosine", "constant"]
+    """After warm-up: `cosine` falls to `min_lr` at the last update, `constant` stays."""
+
+    min_lr: float = Field(ge=0)
+    """Where the cosine of both learning rates ends."""
+
+    warmup_share: float = Field(ge=0, lt=1)
+    """Share of the run over which both learning rates rise linearly to their peak."""
+
+    max_grad_norm: float = Field(ge=0)
+    """The gradients of the routers, and those of LoRA, are each scaled down to this norm; 0 clips nothing."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OptimizerSettings:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)}: both must be at least 0 and less than 1")
+        if self.min_lr > min(self.router_lr, self.lora_lr):
+            raise ValueError(f"min_lr={self.min_lr} exceeds router_lr={self.router_lr} or lora_lr={self.lora_lr}")
+        return self
+
+
+class TrainingSettings(Settings):
+    """How long, on how much, in what precision, and how often to report."""
+
+    steps: int = Field(ge=1)
+    """Length of the run, counted in `step_unit`."""
+
+    step_unit: Literal["update", "micro_batch"]
+    """`update`: one optimiser update. `micro_batch`: one forward and backward pass, `gradient_accumulation` of which
+    make an update (so counted the publication)."""
+
+    batch_size: int = Field(ge=1)
+    """Rows per micro-batch and device."""
+
+    gradient_accumulation: int = Field(ge=1)
+    """Micro-batches per update."""
+
+    max_length: int = Field(ge=16)
+    """Tokens per row; longer steps lose the left of their messages."""
+
+    precision: Literal["fp32", "bf16"]
+    """Of the frozen backbone and of the arithmetic; routers, LoRA and losses are float32 either way."""
+
+    gradient_checkpointing: bool
+    rows_per_source: int | None = Field(ge=1)
+    """At most so many rows of each data source; null takes all."""
+
+    validation_share: float = Field(ge=0, lt=1)
+    """Share of the groups (problems, conversations) kept out of training."""
+
+    validation_rows: int | None = Field(ge=1)
+    """At most so many of the kept-out rows are evaluated, step types in equal parts; null takes all."""
+
+    balance_types: bool
+    """Draw the step types in equal parts; otherwise as the data has them."""
+
+    length_window: int = Field(ge=1)
+    """Micro-batches among which rows are sorted by length, to pad less; 1 sorts nothing."""
+
+    seed: int = Field(ge=0)
+    log_every: int = Field(ge=1)
+    """Updates between two lines of the log."""
+
+    eval_every: int = Field(ge=0)
+    """Updates between two evaluations; 0 evaluates once, at the end."""
+
+    save_every: int = Field(ge=1)
+    """Updates between two checkpoints."""
+
+    report_to: tuple[str, ...]
+    """Trackers of transformers' Trainer, such as `tensorboard` or `wandb`."""
+
+    @model_validator(mode="after")
+    def _whole_updates(self) -> TrainingSettings:
+        if self.step_unit == "micro_batch" and self.steps % self.gradient_accumulation:
+            raise ValueError(
+                f"steps={self.steps} micro-batches are no whole number of updates at "
+                f"gradient_accumulation={self.gradient_accumulation}; use a multiple of it, or step_unit='update'"
+            )
+        return self
+
+    @property
+    def updates(self) -> int:
+        """Optimiser updates of the run."""
+        return self.steps if self.step_unit == "update" else self.steps // self.gradient_accumulation

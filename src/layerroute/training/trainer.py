@@ -1,0 +1,283 @@
+"""`RoutedTrainer`: transformers' Trainer with LayerRoute's loss, learning rates, sampler, evaluation and checkpoints.
+
+Everything else (precision, accumulation, distributed runs, trackers, the loop) is the Trainer's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from layerroute.data.collate import StepCollator, StepDataset
+from layerroute.errors import TrainingError
+from layerroute.model.adapter import read_config
+from layerroute.model.routed import RoutedModel
+from layerroute.training import objective
+from layerroute.training.callbacks import ProgressBar
+from layerroute.training.checkpoints import last_checkpoint
+from layerroute.training.loss import RoutedLoss
+from layerroute.training.meter import Means
+from layerroute.training.recipe import Recipe
+from layerroute.training.sampler import StepSampler
+from layerroute.training.validation import measure_batch
+
+__all__ = ["RoutedTrainer"]
+
+_STATE = "objective_state.json"
+
+
+def _arguments(
+    recipe: Recipe, checkpoints: Path, device: torch.device, progress: bool, evaluate: bool
+) -> TrainingArguments:
+    settings = recipe.training
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=settings.updates,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        bf16=settings.precision == "bf16",
+        seed=settings.seed,
+        logging_steps=settings.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluate else "no",
+        eval_steps=settings.eval_every or settings.updates,
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        report_to=list(settings.report_to) or "none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        disable_tqdm=not progress,
+        use_cpu=not torch.cuda.is_available() and device.type == "cpu",  # a GPU, or wherever the model is
+    )
+
+
+class RoutedTrainer(Trainer):
+    """Trains the routers and LoRA of a `RoutedModel` after a recipe.
+
+    Args:
+        model: what is trained, in place.
+        recipe: every setting; `recipe.training.updates` is the length of the run.
+        train_dataset: tokenised steps.
+        eval_dataset: tokenised steps kept out of training, or None.
+        pad_token_id: fills rows up.
+        checkpoints: folder for the Trainer's checkpoints.
+        data: digests of the data, recorded in every adapter that is saved.
+        progress: draw a progress bar on stderr.
+        **kwargs: the Trainer's other arguments (`callbacks`).
+    """
+
+    def __init__(
+        self,
+        model: RoutedModel,
+        recipe: Recipe,
+        train_dataset: StepDataset,
+        eval_dataset: StepDataset | None,
+        *,
+        pad_token_id: int,
+        checkpoints: Path,
+        data: Mapping[str, Any],
+        progress: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        recipe.check_blocks(model.routers.blocks)
+        self.recipe = recipe
+        self.samples = train_dataset.samples
+        self.checkpoints = checkpoints
+        self.data_record = data
+        if recipe.training.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        settings = recipe.objective
+        super().__init__(
+            model=model,
+            args=_arguments(recipe, checkpoints, model.device, progress, eval_dataset is not None),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=StepCollator(pad_token_id, loss_on=settings.loss_on, pool_over=settings.pool_over),
+            **kwargs,
+        )
+        for default in (PrinterCallback, ProgressCallback):  # both print logs to stdout
+            self.remove_callback(default)
+        if progress:
+            self.add_callback(ProgressBar())
+        # compute_loss divides by the tokens of the whole accumulated batch itself
+        self.loss_is_scaled_for_ga = True
+        self.routed_loss = RoutedLoss(recipe, self._reduce, self.accelerator.num_processes, self.args.device)
+
+    # --- loss --------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """Fetch the micro-batches of one update, and count their loss tokens over all processes."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        tokens = torch.stack([(batch["labels"][:, 1:] != -100).sum() for batch in samples]).sum().to(device)
+        return samples, self._reduce(tokens)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The micro-batch's share of the update's loss, see `RoutedLoss`.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        loss, out = self.routed_loss(
+            model,
+            self.accelerator.unwrap_model(model),
+            inputs,
+            self.state.global_step,
+            num_items_in_batch,
+            self.current_gradient_accumulation_steps,
+        )
+        self._require_finite(loss, "loss")
+        return (loss, out) if return_outputs else loss
+
+    def _reduce(self, sums: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(sums, reduction="sum")
+        return total
+
+    def _require_finite(self, value: Tensor | float, what: str) -> None:
+        number = float(value.detach() if isinstance(value, Tensor) else value)
+        if not math.isfinite(number):
+            good = last_checkpoint(self.checkpoints)
+            raise TrainingError(
+                f"the {what} became {number} in update {self.state.global_step + 1}; last good checkpoint: "
+                f"{good or 'none yet'}; a lower optimizer.router_lr or optimizer.lora_lr may help"
+            )
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Clip routers and LoRA apart: a penalty far from its budget must not shrink what LoRA learns."""
+        routed = self.accelerator.unwrap_model(model)
+        groups = (list(routed.router_parameters()), list(routed.lora_parameters()))
+        limit = self.args.max_grad_norm
+        norms = [torch.as_tensor(self.accelerator.clip_grad_norm_(group, limit)) for group in groups]
+        return torch.stack(norms).norm()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._require_finite(norm, "gradient norm")  # before the update, so that no checkpoint is spoilt
+        return norm
+
+    # --- optimiser, schedule, data -----------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over two groups: the routers, then LoRA."""
+        if self.optimizer is None:
+            routed = self.accelerator.unwrap_model(self.model if model is None else model)
+            settings = self.recipe.optimizer
+            self.optimizer = torch.optim.AdamW(
+                [
+                    {"params": list(routed.router_parameters()), "lr": settings.router_lr},
+                    {"params": list(routed.lora_parameters()), "lr": settings.lora_lr},
+                ],
+                betas=settings.betas,
+                weight_decay=settings.weight_decay,
+            )
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Each group's own course from its peak (see `objective.learning_rate_at`)."""
+        if self.lr_scheduler is None:
+            factors: list[Callable[[int], float]] = [partial(self._learning_rate_factor, i) for i in range(2)]
+            chosen = self.optimizer if optimizer is None else optimizer
+            assert chosen is not None
+            self.lr_scheduler = LambdaLR(chosen, factors)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _learning_rate_factor(self, group: int, step: int) -> float:
+        """Learning rate of update `step` over its peak, for the routers (0) or LoRA (1)."""
+        settings, updates = self.recipe.optimizer, self.recipe.training.updates
+        peak = (settings.router_lr, settings.lora_lr)[group]
+        lowest = settings.min_lr if settings.schedule == "cosine" else None
+        return objective.learning_rate_at(step, peak, lowest, settings.warmup_share * updates, updates) / peak
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
+        samples = self.samples
+        settings = self.recipe.training
+        return StepSampler(
+            [sample.step_type for sample in samples],
+            [len(sample.input_ids) for sample in samples],
+            batch_size=settings.batch_size,
+            batches=settings.updates * settings.gradient_accumulation * self.args.world_size,
+            seed=settings.seed,
+            balance=settings.balance_types,
+            length_window=settings.length_window,
+        )
+
+    # --- logs and evaluation -----------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the routing figures to a training log line (one that holds `loss`)."""
+        if "loss" in logs:
+            step = self.state.global_step - 1  # counted up before it is logged
+            logs.pop("learning_rate", None)
+            logs.update(self.routed_loss.means.read(self._reduce))
+            logs.update({f"budget_{name}": budget for name, budget in self.routed_loss.budgets(step).items()})
+            logs["router_lr"] = self.recipe.optimizer.router_lr * self._learning_rate_factor(0, step)
+            logs["lora_lr"] = self.recipe.optimizer.lora_lr * self._learning_rate_factor(1, step)
+            logs["logit_noise"] = self.routed_loss.noise(step)
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluate as inference runs; the metrics are those of `validation.measure_batch`, over all processes."""
+        model, means = self.accelerator.unwrap_model(self.model), Means()
+        model.eval()
+        count = 0
+        for inputs in dataloader:
+            measure_batch(model, self._prepare_inputs(inputs), means)
+            count += len(inputs["step_types"])
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        read = means.read(self._reduce)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in read.items()}
+        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=count)
+
+    # --- checkpoints -------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the adapter and the objective's state; the Trainer adds optimiser, schedule and random states."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.checkpoints)
+        model = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained(folder, recipe=self.recipe.model_dump(mode="json"), data=dict(self.data_record))
+        (folder / _STATE).write_text(json.dumps(self.routed_loss.state()) + "\n", encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        read_config(folder)
+        routed = self.accelerator.unwrap_model(self.model if model is None else model)
+        routed.routers.load_state_dict(load_file(folder / "router_model.safetensors"))
+        set_peft_model_state_dict(routed.peft_model, load_file(folder / "adapter_model.safetensors"))
+        self.routed_loss.load_state(json.loads((folder / _STATE).read_text(encoding="utf-8")))

@@ -1,0 +1,80 @@
+"""A toy task for a tiny model: the last prompt tokens tell the step type, and the type tells the target."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from layerroute import RoutedModel, get_routed_model
+from layerroute.data.collate import StepDataset
+from layerroute.data.render import Sample
+from layerroute.data.steps import STEP_TYPES
+from layerroute.training.recipe import Recipe, load_recipe
+from layerroute.training.run import lora_config
+from layerroute.training.trainer import RoutedTrainer
+
+FAST = {
+    "steps": "6",
+    "max_length": "64",
+    "window": "4",
+    "protect_first": "1",
+    "protect_last": "1",
+    "save_every": "2",
+    "log_every": "1",
+    "validation_rows": "null",
+    # far from the initial gates, so that a few updates change routes
+    "router_lr": "0.05",
+    "lora_lr": "0.01",
+    "tool_call": "0.5",
+}
+
+
+def toy_sample(index: int, rng: random.Random) -> Sample:
+    kind = STEP_TYPES[index % 3]
+    marker = 5 + index % 3
+    prompt = [rng.randrange(20, 97) for _ in range(rng.randrange(4, 12))] + [marker] * 3
+    target = [10 + marker] * (2 + index % 4) + [2]
+    return Sample(array("i", prompt + target), len(prompt), kind, "toy", str(index // 3), str(index), False)
+
+
+@pytest.fixture
+def toy_data() -> Callable[..., StepDataset]:
+    def make(rows: int = 60, seed: int = 0) -> StepDataset:
+        rng = random.Random(seed)
+        return StepDataset([toy_sample(i, rng) for i in range(rows)])
+
+    return make
+
+
+@pytest.fixture
+def fast_recipe() -> Callable[..., Recipe]:
+    def make(name: str = "default", **overrides: object) -> Recipe:
+        base = FAST if name == "default" else {k: v for k, v in FAST.items() if k != "tool_call"}
+        return load_recipe(name, base | {key: str(value) for key, value in overrides.items()})
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_backbone, toy_data, tmp_path: Path) -> Callable[..., RoutedTrainer]:
+    """A trainer of a fresh tiny model; the same seed gives the same model."""
+
+    def make(recipe: Recipe, folder: str = "checkpoints", evaluate: bool = False, **kwargs: object) -> RoutedTrainer:
+        model: RoutedModel = get_routed_model(make_backbone(blocks=4), recipe.router, lora_config(recipe))
+        held_out = toy_data(15, seed=1) if evaluate else None
+        return RoutedTrainer(
+            model,
+            recipe,
+            toy_data(),
+            held_out,
+            pad_token_id=0,
+            checkpoints=tmp_path / folder,
+            data={"toy": "0"},
+            **kwargs,
+        )
+
+    return make
