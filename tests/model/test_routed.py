@@ -48,7 +48,9 @@ def test_fresh_attach_gives_the_backbones_logits(family, make_backbone, tokens):
     out = model(ids)
     assert out.routes.all()
     assert torch.equal(out.logits, expected)
-    assert torch.equal(without_dropout(model)(ids, labels=torch.where(torch.arange(12) < 6, -100, ids)).logits, expected)
+    assert torch.equal(
+        without_dropout(model)(ids, labels=torch.where(torch.arange(12) < 6, -100, ids)).logits, expected
+    )
 
 
 def test_trained_set_is_routers_and_lora(family, make_routed):

@@ -30,8 +30,9 @@ from transformers import PreTrainedModel
 
 import layerroute
 from layerroute.config import RouterConfig, nearest
+from layerroute.data.steps import digest
 from layerroute.errors import AdapterError, ConfigError
-from layerroute.model.backbone import load_backbone
+from layerroute.model.backbone import load_model
 from layerroute.model.card import model_card
 from layerroute.model.router import Routers
 from layerroute.model.structure import find_structure
@@ -53,18 +54,18 @@ def fingerprint(backbone: nn.Module) -> str:
     """Return a digest of the backbone's weights: 16 hex digits.
 
     Up to 256 evenly spaced values of every parameter, rounded to bfloat16 so that a float32 and a bfloat16 load of the
-    same checkpoint agree, with the parameter's shape. LoRA parameters are left out. Order and names do not matter to
-    the blocks' values, so the digest is the same with and without adapters attached.
+    same checkpoint agree, with the parameter's shape. LoRA parameters and names are left out, so that the digest is
+    the same with and without adapters attached.
     """
-    digest = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name, parameter in backbone.named_parameters():
         if "lora_" in name:
             continue
         flat = parameter.detach().flatten()
         sample = flat[:: max(1, flat.numel() // 256)][:256].to(torch.bfloat16).cpu()
-        digest.update(str(tuple(parameter.shape)).encode())
-        digest.update(sample.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
+        hasher.update(str(tuple(parameter.shape)).encode())
+        hasher.update(sample.view(torch.int16).numpy().tobytes())
+    return hasher.hexdigest()[:16]
 
 
 def find_adapter(name: str | os.PathLike[str]) -> Path:
@@ -133,17 +134,13 @@ def _describe(model: RoutedModel, staging: Path, recipe: Mapping[str, Any], data
         "router": model.router_config.model_dump(mode="json"),
         "recipe": dict(recipe),
         "data": dict(data),
-        "files": {name: _sha256(staging / name) for name in _HASHED},
+        "files": {name: digest(staging / name) for name in _HASHED},
     }
 
 
 def backbone_name(backbone: PreTrainedModel) -> str:
     """Return the name under which `backbone` was loaded."""
     return str(getattr(backbone, "name_or_path", "") or backbone.config.name_or_path or "unnamed")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -165,7 +162,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} has adapter format {version!r}, but this version of layerroute reads format {FORMAT_VERSION}"
         )
     for name in _HASHED:
-        if config.get("files", {}).get(name) != _sha256(folder / name):
+        if config.get("files", {}).get(name) != digest(folder / name):
             raise AdapterError(f"{folder / name} is truncated or was changed: its SHA-256 is not the one saved with it")
     return config
 
@@ -179,7 +176,7 @@ def load(folder: Path, backbone: PreTrainedModel | None, is_trainable: bool) -> 
     config = read_config(folder)
     saved = config["backbone"]
     if backbone is None:
-        backbone, _ = load_backbone(saved["name"])
+        backbone = load_model(saved["name"])
     structure = find_structure(backbone)
     found = fingerprint(backbone)
     if found != saved["fingerprint"]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from layerroute.model.routing import SkippingRouting
 
@@ -50,5 +50,6 @@ class RoutedCache(DynamicCache):
 
     def nbytes(self) -> int:
         """Return the bytes held in keys and values."""
-        tensors = [t for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+        layers = [layer for layer in self.layers if isinstance(layer, DynamicLayer) and layer.is_initialized]
+        tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

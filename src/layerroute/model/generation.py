@@ -67,7 +67,7 @@ def generate(
         GenerationError: an argument that routing cannot serve, or a prompt longer than the backbone's context.
         ConfigError: `routes` has the wrong shape.
     """
-    backbone = model.backbone
+    backbone: Any = model.backbone
     settings = copy.deepcopy(generation_config or backbone.generation_config)
     kwargs = settings.update(**kwargs)
     _refuse(settings, kwargs)

@@ -64,7 +64,7 @@ def get_routed_model(
     if not isinstance(lora, LoraConfig):
         raise ConfigError(f"lora_config={type(lora).__name__}: expected a peft.LoraConfig")
     if lora.target_modules is None:
-        lora.target_modules = set(structure.projections)
+        lora.target_modules = list(structure.projections)
     lora.task_type = "CAUSAL_LM"
     routers = Routers(config, _hidden_size(backbone), len(structure.blocks))
     return RoutedModel(get_peft_model(backbone, lora), routers)
@@ -86,7 +86,7 @@ class RoutedModel(nn.Module):
         self.peft_model = peft_model
         self.routers = routers
         decoder = self.structure.decoder
-        decoder.layers = RoutedBlocks(decoder.layers)
+        decoder.layers = RoutedBlocks(self.structure.blocks)
         routers.to(self.device)
         self.routing_enabled = True
 
@@ -95,7 +95,9 @@ class RoutedModel(nn.Module):
     @property
     def backbone(self) -> PreTrainedModel:
         """The transformers model, with LoRA layers in place (inactive within `disable_adapter`)."""
-        return self.peft_model.get_base_model()
+        backbone: Any = self.peft_model.get_base_model()
+        assert isinstance(backbone, PreTrainedModel)
+        return backbone
 
     @property
     def structure(self) -> Structure:
@@ -140,9 +142,14 @@ class RoutedModel(nn.Module):
             f"all params: {total:,} || trainable%: {100 * (routers + lora) / total:.4f}"
         )
 
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Recompute each block's activations in the backward pass (gradient checkpointing); gates are kept."""
-        self.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs)
+        backbone: Any = self.backbone
+        # transformers before 5.21 has only the older name
+        enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+        enable(activation_checkpointing_kwargs, **kwargs)
 
     # --- switches ----------------------------------------------------------------------------------------------
 
