@@ -11,6 +11,7 @@ All of them derive from `LayerRouteError`, and each also derives from the builti
     ├── AdapterError       (ValueError)    an adapter folder that is incomplete, damaged or for another backbone
     ├── GenerationError    (ValueError)    a generation request that routing cannot serve
     └── TrainingError      (RuntimeError)  a training run that cannot go on
+        └── TrainingInterrupted            Ctrl-C or SIGTERM; a checkpoint was left
 """
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "GenerationError",
     "LayerRouteError",
     "TrainingError",
+    "TrainingInterrupted",
 ]
 
 
@@ -55,3 +57,7 @@ class GenerationError(LayerRouteError, ValueError):
 
 class TrainingError(LayerRouteError, RuntimeError):
     """A training run cannot start or continue."""
+
+
+class TrainingInterrupted(TrainingError):
+    """A signal ended the run; the message says where its checkpoint is and how to go on."""

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerFast
 
 from layerroute import RoutedModel
 from layerroute.data.steps import Step, write_steps
-from layerroute.errors import ConfigError, DataError, TrainingError
-from layerroute.training.run import TrainingInterrupted, train
+from layerroute.errors import ConfigError, DataError, TrainingError, TrainingInterrupted
+from layerroute.training.run import train
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} "

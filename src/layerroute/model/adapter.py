@@ -130,6 +130,7 @@ def _describe(model: RoutedModel, staging: Path, recipe: Mapping[str, Any], data
             "fingerprint": fingerprint(model.backbone),
             "model_type": model.config.model_type,
             "blocks": model.routers.blocks,
+            "parameters": sum(p.numel() for name, p in model.backbone.named_parameters() if "lora_" not in name),
         },
         "router": model.router_config.model_dump(mode="json"),
         "recipe": dict(recipe),

@@ -1,8 +1,8 @@
 """The seam between a backbone and routing: its list of blocks, each of which asks the pass's routing how to run.
 
 A decoder's forward iterates over a slice of its `layers`. `RoutedBlocks` holds the same blocks under the same names, so
-checkpoints, hooks and LoRA see no difference, but a slice of it yields callables. The routing itself travels with the
-call, as the keyword `routing` or on a `RoutedCache`; nothing is stored on a layer. Without routing a block runs as ever.
+checkpoints, hooks and LoRA see no difference, but a slice of it yields callables. The routing travels with the call, as
+the keyword `routing` or on a `RoutedCache`; nothing is stored on a layer. Without routing a block runs as ever.
 """
 
 from __future__ import annotations

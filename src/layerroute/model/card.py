@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 __all__ = ["model_card"]
 
 
 def model_card(config: Mapping[str, Any]) -> str:
     """Return Markdown for an adapter's README, from its `router_config.json`."""
     backbone, router = config["backbone"], config["router"]
-    recipe = config["recipe"] or {"recipe": "none recorded"}
-    data = config["data"] or {"none recorded": ""}
+    data = dict(config["data"])
+    sources = "\n".join(f"- `{name}` {digest}" for name, digest in data.pop("sources", {}).items())
     rows = "\n".join(f"| {key} | {value} |" for key, value in router.items())
-    sources = "\n".join(f"- `{name}` {digest}" for name, digest in data.items())
-    settings = "\n".join(f"- {name}: {value}" for name, value in recipe.items())
+    counts = "\n".join(f"- {name}: {value}" for name, value in data.items())
+    settings = yaml.safe_dump(dict(config["recipe"]), sort_keys=False)
     return f"""---
 library_name: layerroute
 base_model: {backbone["name"]}
@@ -39,9 +41,12 @@ only the weights with fingerprint `{backbone["fingerprint"]}`.
 
 ## Training data (SHA-256)
 
-{sources}
+{sources or "none recorded"}
+
+{counts}
 
 ## Recipe
 
-{settings}
+```yaml
+{settings}```
 """

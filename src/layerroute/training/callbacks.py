@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -10,7 +11,9 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["LogFile", "ProgressBar", "StopOnSignal"]
+__all__ = ["LogFile", "LogLines", "ProgressBar", "StopOnSignal"]
+
+_LOG = logging.getLogger(__name__)
 
 _SHOWN = ("cross_entropy", "skip_rate_tool_call", "skip_rate_planning")
 
@@ -56,6 +59,17 @@ class LogFile(TrainerCallback):
 def _line(event: dict[str, Any]) -> str:
     # "epoch" is the Trainer's name for the share of the sampler used, which here spans the whole run
     return json.dumps({"step": event["step"]} | {key: event[key] for key in event if key != "epoch"}) + "\n"
+
+
+class LogLines(TrainerCallback):
+    """The figures of the bar as log messages, for where no bar can be drawn."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log one line per training line of the log."""
+        event = state.log_history[-1]
+        if state.is_world_process_zero and "loss" in event:
+            shown = ", ".join(f"{name} {event[name]:.3f}" for name in _SHOWN if name in event)
+            _LOG.info("update %d of %d: %s", event["step"], state.max_steps, shown)
 
 
 class StopOnSignal(TrainerCallback):

@@ -23,7 +23,7 @@ from layerroute.data.collate import StepDataset
 from layerroute.data.load import Loaded, load_steps
 from layerroute.data.render import Sample
 from layerroute.data.steps import STEP_TYPES, split_by_group
-from layerroute.errors import ConfigError, TrainingError
+from layerroute.errors import ConfigError, TrainingError, TrainingInterrupted
 from layerroute.model.backbone import load_backbone
 from layerroute.model.routed import get_routed_model
 from layerroute.training.callbacks import LogFile, StopOnSignal
@@ -31,15 +31,11 @@ from layerroute.training.checkpoints import RunFolder, last_checkpoint
 from layerroute.training.recipe import Recipe
 from layerroute.training.trainer import RoutedTrainer
 
-__all__ = ["TrainResult", "TrainingInterrupted", "lora_config", "train"]
+__all__ = ["TrainResult", "lora_config", "train"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 _LOG = logging.getLogger(__name__)
-
-
-class TrainingInterrupted(TrainingError):
-    """A signal ended the run; the message says where its checkpoint is and how to go on."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ def train(
         recipe: every setting.
         output: the adapter folder to be; checkpoints and log lie in it too (see `checkpoints.py`).
         resume: continue an interrupted run from its last checkpoint, to the weights it would have reached.
-        progress: draw a progress bar on stderr.
+        progress: draw a progress bar on stderr; otherwise log a line from time to time.
 
     Raises:
         TrainingError: the output folder is taken, there is nothing to resume or to train on, the resumed run is

@@ -27,7 +27,7 @@ from layerroute.errors import TrainingError
 from layerroute.model.adapter import read_config
 from layerroute.model.routed import RoutedModel
 from layerroute.training import objective
-from layerroute.training.callbacks import ProgressBar
+from layerroute.training.callbacks import LogLines, ProgressBar
 from layerroute.training.checkpoints import last_checkpoint
 from layerroute.training.loss import RoutedLoss
 from layerroute.training.meter import Means
@@ -80,7 +80,7 @@ class RoutedTrainer(Trainer):
         pad_token_id: fills rows up.
         checkpoints: folder for the Trainer's checkpoints.
         data: digests of the data, recorded in every adapter that is saved.
-        progress: draw a progress bar on stderr.
+        progress: draw a progress bar on stderr; otherwise log a line from time to time.
         **kwargs: the Trainer's other arguments (`callbacks`).
     """
 
@@ -115,8 +115,7 @@ class RoutedTrainer(Trainer):
         )
         for default in (PrinterCallback, ProgressCallback):  # both print logs to stdout
             self.remove_callback(default)
-        if progress:
-            self.add_callback(ProgressBar())
+        self.add_callback(ProgressBar() if progress else LogLines())
         # compute_loss divides by the tokens of the whole accumulated batch itself
         self.loss_is_scaled_for_ga = True
         self.routed_loss = RoutedLoss(recipe, self._reduce, self.accelerator.num_processes, self.args.device)

@@ -1,0 +1,5 @@
+"""`python -m layerroute`, the command line without an installation."""
+
+from layerroute.cli import main
+
+main()

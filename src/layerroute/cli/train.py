@@ -1,0 +1,84 @@
+"""`layerroute train`: backbone, data and recipe to an adapter folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from layerroute.cli.app import print_result
+from layerroute.errors import ConfigError
+
+__all__ = ["train"]
+
+_EPILOG = """\b
+Examples:
+  layerroute train --model smollm2-135m --data builtin --steps 20 --output my-adapter
+  layerroute train --model ./my-model --data calls.jsonl.gz plans.jsonl --output my-adapter
+  layerroute train --model smollm2-135m --data builtin --recipe paper --output paper-adapter
+  layerroute train --model smollm2-135m --data builtin --set budgets.tool_call=0.3 --output out
+  layerroute train --model smollm2-135m --data builtin --steps 20 --output my-adapter --resume
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.option("--model", required=True, help="Backbone: a built-in name, a folder, a .gguf file or a hub id.")
+@click.option(
+    "--data", "first_data", multiple=True, required=True, help="Files of steps, `builtin`, or a hub source; several."
+)
+@click.argument("more_data", nargs=-1, metavar="[MORE DATA]...")
+@click.option("--recipe", default="default", show_default=True, help="`default`, `paper`, or a YAML file.")
+@click.option("--steps", type=int, help="Length of the run; short for --set training.steps=N.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a recipe value, by path or by bare name; see `layerroute info --recipe NAME` for all keys.",
+)
+@click.option("--output", required=True, type=click.Path(), help="The adapter folder to write.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run in the output folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def train(
+    model: str,
+    first_data: tuple[str, ...],
+    more_data: tuple[str, ...],
+    recipe: str,
+    steps: int | None,
+    overrides: tuple[str, ...],
+    output: str,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Train routers and LoRA beside a frozen backbone.
+
+    Ctrl-C leaves a checkpoint; the same command with --resume goes on from it.
+    """
+    changes = _changes(overrides, steps)
+
+    from layerroute.training.recipe import load_recipe
+
+    settings = load_recipe(recipe, changes)
+
+    from layerroute.training.run import train as run
+
+    result = run(model, [*first_data, *more_data], settings, output, resume=resume, progress=sys.stderr.isatty())
+    if int(os.environ.get("RANK", "0")) == 0:
+        print_result(result.as_dict(), as_json, result.summary())
+
+
+def _changes(overrides: tuple[str, ...], steps: int | None) -> dict[str, str]:
+    changes = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {override!r}: expected KEY=VALUE, such as --set router_lr=0.001")
+        if key in changes:
+            raise ConfigError(f"--set {key} is given twice")
+        changes[key] = value
+    if steps is not None:
+        if {"steps", "training.steps"} & set(changes):
+            raise ConfigError("--steps and --set steps are given both; give one")
+        changes["training.steps"] = str(steps)
+    return changes
