@@ -1,0 +1,89 @@
+"""A tiny backbone in a folder, and the command line run in this process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from layerroute.cli import main
+
+BLOCKS = 5
+
+
+@dataclass
+class Outcome:
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
+    """Run `layerroute ARGS`."""
+    logger = logging.getLogger("layerroute")
+    before = logger.handlers, logger.level, logger.propagate
+
+    def call(*args: object) -> Outcome:
+        with pytest.raises(SystemExit) as exit_:
+            main([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return Outcome(int(exit_.value.code or 0), captured.out, captured.err)
+
+    yield call
+    logger.handlers, logger.level, logger.propagate = before
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One token per byte, ChatML marks, no chat template of its own."""
+    folder = tmp_path_factory.mktemp("backbone")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|pad|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def train_args(backbone: Path, tmp_path: Path) -> list[object]:
+    """Two quick updates on the built-in data."""
+    settings = ["batch_size=2", "gradient_accumulation=1", "max_length=2048", "validation_rows=3"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    return ["train", "--model", backbone, "--data", "builtin:24", "--steps", 2, *options, "--output", tmp_path / "out"]
+
+
+@pytest.fixture(scope="session")
+def adapter(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter on `backbone` that closes blocks 2 and 3 for every input."""
+    from layerroute import RouterConfig, get_routed_model, load_backbone
+
+    model = get_routed_model(load_backbone(str(backbone))[0], RouterConfig(protect_first=1))
+    with torch.no_grad():
+        model.routers.bias[1:3] = -1.0
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder)
+    return folder
