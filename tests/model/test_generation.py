@@ -62,9 +62,9 @@ def test_any_route_any_batch(data, make_routed, delete_blocks, tokens, pad):
 
 
 @pytest.mark.parametrize("read", [{}, {"position": "block"}, {"context": "window"}, {"pooling": "joint"}], ids=str)
-def test_own_routes_govern_prompt_and_answer(read, make_routed, delete_blocks, tokens, pad):
+def test_own_routes_govern_prompt_and_answer(family, read, make_routed, delete_blocks, tokens, pad):
     """Without forced routes: the route of `route()`, rows as if alone, nothing decided again while decoding."""
-    model = make_routed(config=RouterConfig(protect_first=1, protect_last=1, window=4, **read))
+    model = make_routed(family, config=RouterConfig(protect_first=1, protect_last=1, window=4, **read))
     rows = [tokens(1, length, seed=length)[0] for length in (14, 9, 11, 5)]
     ids, mask = pad(rows, "left")
     out = model.generate(ids, attention_mask=mask, return_dict_in_generate=True, **GREEDY)

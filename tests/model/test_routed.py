@@ -156,9 +156,9 @@ def test_skipped_blocks_are_never_called(family, make_routed, tokens):
 
 
 @each_read
-def test_route_never_depends_on_a_later_token(read, make_routed, tokens):
+def test_route_never_depends_on_a_later_token(family, read, make_routed, tokens):
     """Invariant 8: the future is replaced, the route and its probabilities stay; the last context token moves them."""
-    model = make_routed(config=configured(**read))
+    model = make_routed(family, config=configured(**read))
     ids = tokens(4, 20)
     context = torch.arange(20).expand(4, 20) < 12
     future = ids.clone()
@@ -173,9 +173,9 @@ def test_route_never_depends_on_a_later_token(read, make_routed, tokens):
 
 @each_read
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_training_and_inference_decide_alike(read, side, make_routed, tokens, pad):
+def test_training_and_inference_decide_alike(family, read, side, make_routed, tokens, pad):
     """Invariants 5 and 9: masked training over prompt and target, and `route` on the prompt alone, row by row."""
-    model = make_routed(config=configured(**read))
+    model = make_routed(family, config=configured(**read))
     prompts = [tokens(1, length, seed=length)[0] for length in (14, 3, 9)]
     targets = [tokens(1, 5, seed=40 + i)[0] for i in range(3)]
     ids, mask = pad([torch.cat(pair) for pair in zip(prompts, targets, strict=True)], side)

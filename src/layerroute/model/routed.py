@@ -179,6 +179,7 @@ class RoutedModel(nn.Module):
         context_mask: Tensor | None = None,
         routes: Tensor | None = None,
         logit_noise: float = 0.0,
+        gate_gradient: bool = True,
         **kwargs: Any,
     ) -> RoutedOutput:
         """Run the backbone under a route.
@@ -191,6 +192,7 @@ class RoutedModel(nn.Module):
                 attended tokens before the first label, or all of them when there are no labels.
             routes: bool `[blocks]` or `[batch, blocks]`, a forced route; the routers are not asked.
             logit_noise: scale of exploration noise on the routers' logits, for training.
+            gate_gradient: whether, in training mode, the gradient of the logits reaches the gates.
             kwargs: further arguments of the backbone's forward. A `past_key_values` must be a `RoutedCache`, whose
                 route then holds.
 
@@ -212,7 +214,9 @@ class RoutedModel(nn.Module):
         gates = self.known_gates(input_ids, context, routes, logit_noise)
         if self.training:
             inputs["use_cache"] = False
-            return self._run(inputs, MaskedRouting(self.routers, context, gates, logit_noise))
+            return self._run(
+                inputs, MaskedRouting(self.routers, context, gates, logit_noise, gate_gradient=gate_gradient)
+            )
         routing = SkippingRouting(self.routers, context, gates, logit_noise)
         if kwargs.get("use_cache"):
             inputs["past_key_values"] = RoutedCache(self.config.get_text_config(), routing)

@@ -77,7 +77,14 @@ class Routing:
 
 
 class MaskedRouting(Routing):
-    """Training: compute every block, then choose by its gate."""
+    """Training: compute every block, then choose by its gate.
+
+    With `gate_gradient` the gradient of what follows reaches the gates, straight through; otherwise it stops at them.
+    """
+
+    def __init__(self, *args: Any, gate_gradient: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gate_gradient = gate_gradient
 
     def run(self, index: int, block: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Return `gate * block(x) + (1 - gate) * x`, exact at both ends, with its gradient for x, block and gate."""
@@ -89,6 +96,8 @@ class MaskedRouting(Routing):
         assert column is not None
         gate = column.hard.unsqueeze(-1)
         chosen = torch.where(gate.detach() > 0.5, output, hidden)
+        if not self.gate_gradient:
+            return chosen
         # where() selects without rounding; the second term is exactly zero and carries the gate's gradient alone
         return chosen + ((gate - gate.detach()) * (output - hidden).detach()).to(chosen.dtype)
 

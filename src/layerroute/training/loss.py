@@ -44,6 +44,8 @@ class RoutedLoss:
         self.means = Means()
         self.running = torch.full((len(STEP_TYPES),), float("nan"), device=device)
         """float32 `[K]`: running skip rate per step type, NaN where none was seen."""
+        self.costs: Tensor | None = None
+        """float32 `[K, blocks]`: see `removal_costs`; needed before the first batch with `gate_signal="measured"`."""
 
     def budgets(self, step: int) -> dict[str, float]:
         """Skip budget per step type at update `step`; empty without budgets."""
@@ -66,8 +68,8 @@ class RoutedLoss:
     ) -> tuple[Tensor, RoutedOutput]:
         """Loss of one micro-batch, so scaled that the micro-batches of an update add up to the update's loss.
 
-        Cross-entropy and distillation are means over the update's loss tokens; the penalty is a mean over its
-        micro-batches.
+        Cross-entropy and distillation are means over the update's loss tokens; the penalty and the gates' measured cost
+        are means over its micro-batches.
 
         Args:
             model: `routed`, or the distributed wrapper around it.
@@ -80,22 +82,30 @@ class RoutedLoss:
         settings = self.settings
         positions, targets = objective.loss_tokens(inputs["labels"])
         batch = {name: inputs[name] for name in MODEL_INPUTS}
-        out = model(**batch, logit_noise=self.noise(step), logits_to_keep=positions)
+        measured = settings.gate_signal == "measured"
+        out = model(**batch, logit_noise=self.noise(step), gate_gradient=not measured, logits_to_keep=positions)
         wanted = targets != -100
         cross_entropy = objective.cross_entropy_sum(out.logits[wanted], targets[wanted])
         distillation = self._distillation(routed, batch, positions, targets, out)
         penalty = self._penalty(out, inputs["step_types"], step)
+        gate_cost = self._gate_cost(out, inputs["step_types"]) if measured else torch.zeros_like(penalty)
         own_tokens = wanted.sum()
         update_tokens = own_tokens if tokens is None else tokens
         lm_loss = (cross_entropy + settings.distillation_weight * distillation) / update_tokens
         # gradients are averaged over processes, where the sum is meant
-        loss = self.processes * lm_loss + settings.router_loss_weight * penalty / micro_batches
+        routing_loss = settings.router_loss_weight * penalty + gate_cost
+        loss = self.processes * lm_loss + routing_loss / micro_batches
         self.means.add("cross_entropy", cross_entropy, own_tokens)
         self.means.add("distillation", distillation, own_tokens)
         self.means.add("penalty", penalty, torch.ones_like(penalty))
+        self.means.add("gate_cost", gate_cost, torch.ones_like(penalty))
         moved = objective.gate_movement(out.gate_probs, routed.routers.initial_logit, routed.routable)
         self.means.add("gate_movement", moved, torch.ones_like(moved))
         return loss, out
+
+    def _gate_cost(self, out: RoutedOutput, step_types: Tensor) -> Tensor:
+        assert self.costs is not None and out.gates is not None
+        return objective.gate_cost(out.gates, self.costs, step_types)
 
     def _distillation(
         self, routed: RoutedModel, batch: dict[str, Tensor], positions: Tensor, targets: Tensor, out: Any
@@ -127,9 +137,12 @@ class RoutedLoss:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold, JSON-able and exact."""
-        return {"running_skip_rates": [None if rate != rate else rate for rate in self.running.tolist()]}
+        rates = [None if rate != rate else rate for rate in self.running.tolist()]
+        return {"running_skip_rates": rates, "removal_costs": None if self.costs is None else self.costs.tolist()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` gave."""
         rates = [float("nan") if rate is None else rate for rate in state["running_skip_rates"]]
         self.running = torch.tensor(rates, device=self.running.device)
+        costs = state["removal_costs"]
+        self.costs = None if costs is None else torch.tensor(costs, device=self.running.device)

@@ -19,6 +19,7 @@ __all__ = [
     "budget_penalty",
     "cross_entropy_sum",
     "distillation_loss",
+    "gate_cost",
     "gate_movement",
     "learning_rate_at",
     "loss_tokens",
@@ -90,6 +91,17 @@ def budget_penalty(rates: Tensor, statistic: Tensor, budgets: Tensor, counts: Te
     present = counts > 0
     error = torch.where(present, value - budgets, torch.zeros_like(value))
     return error.square().sum()
+
+
+def gate_cost(gates: Tensor, costs: Tensor, step_types: Tensor) -> Tensor:
+    """What the closed gates cost by the measure of single removals: mean over rows of `sum of cost[type, block]`.
+
+    Args:
+        gates: float `[B, N]`, hard; its (straight-through) gradient is kept.
+        costs: float `[K, N]`, nats per loss token (see `removal_costs`).
+        step_types: int64 `[B]`.
+    """
+    return ((1 - gates.float()) * costs[step_types]).sum(1).mean()
 
 
 def budget_at(step: int, budget: float, ramp_steps: float) -> float:

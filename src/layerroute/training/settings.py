@@ -54,6 +54,13 @@ class ObjectiveSettings(Settings):
     statistic_decay: float = Field(ge=0, lt=1)
     """How much of the running skip rate a micro-batch keeps, for the budget penalty; 0 looks at one batch only."""
 
+    gate_signal: Literal["straight_through", "measured"]
+    """What tells a gate the cost of closing. `straight_through`: the gradient of the cross-entropy (the publication).
+    `measured`: the rise in loss when that block alone is left out, measured per step type before the first update."""
+
+    cost_rows: int | None = Field(ge=1)
+    """Rows of each step type on which `gate_signal="measured"` measures; null with `straight_through`."""
+
     logit_noise: float = Field(ge=0)
     """Scale of the logistic noise on the router logits at the first step (exploration)."""
 
@@ -73,6 +80,11 @@ class ObjectiveSettings(Settings):
     def _consistent(self) -> ObjectiveSettings:
         if self.penalty == "budget" and self.budgets is None:
             raise ValueError("penalty='budget' needs budgets; give budgets.tool_call, budgets.planning, budgets.answer")
+        if (self.gate_signal == "measured") == (self.cost_rows is None):
+            raise ValueError(
+                f"cost_rows={self.cost_rows} with gate_signal={self.gate_signal!r}: 'measured' needs a number of rows, "
+                "'straight_through' takes cost_rows=null"
+            )
         if self.penalty == "soft_mean" and self.budgets is not None:
             raise ValueError("penalty='soft_mean' obeys no budgets; set budgets=null, or penalty='budget'")
         return self

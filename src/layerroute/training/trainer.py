@@ -6,6 +6,7 @@ Everything else (precision, accumulation, distributed runs, trackers, the loop) 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -32,12 +33,15 @@ from layerroute.training.checkpoints import last_checkpoint
 from layerroute.training.loss import RoutedLoss
 from layerroute.training.meter import Means
 from layerroute.training.recipe import Recipe
+from layerroute.training.removal import choose_rows, removal_costs
 from layerroute.training.sampler import StepSampler
 from layerroute.training.validation import measure_batch
 
 __all__ = ["RoutedTrainer"]
 
 _STATE = "objective_state.json"
+
+_LOG = logging.getLogger(__name__)
 
 
 def _arguments(
@@ -142,6 +146,8 @@ class RoutedTrainer(Trainer):
         Raises:
             TrainingError: the loss is not finite.
         """
+        if self.recipe.objective.gate_signal == "measured" and self.routed_loss.costs is None:
+            self.routed_loss.costs = self._measure_costs()
         loss, out = self.routed_loss(
             model,
             self.accelerator.unwrap_model(model),
@@ -152,6 +158,13 @@ class RoutedTrainer(Trainer):
         )
         self._require_finite(loss, "loss")
         return (loss, out) if return_outputs else loss
+
+    def _measure_costs(self) -> Tensor:
+        settings, model = self.recipe.objective, self.accelerator.unwrap_model(self.model)
+        assert settings.cost_rows is not None and isinstance(self.data_collator, StepCollator)
+        rows = choose_rows(self.samples, settings.cost_rows, self.recipe.training.seed)
+        _LOG.info("measuring what each block is worth to each step type (%d rows a type)", settings.cost_rows)
+        return removal_costs(model, rows, self.data_collator)
 
     def _reduce(self, sums: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(sums, reduction="sum")
