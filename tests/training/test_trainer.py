@@ -49,7 +49,7 @@ def test_only_routers_and_lora_change(make_trainer, fast_recipe):
 
 
 def test_cross_entropy_falls_and_budgets_are_reached(make_trainer, fast_recipe):
-    recipe = fast_recipe(steps=60, log_every=20, save_every=100, answer=0.0, distillation_weight=0)
+    recipe = fast_recipe(steps=120, log_every=20, save_every=200, answer=0.0, distillation_weight=0)
     trainer = make_trainer(recipe, evaluate=True)
     trainer.train()
     lines = [event for event in trainer.state.log_history if "cross_entropy" in event]
