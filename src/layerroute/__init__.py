@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerroute.config import RouterConfig
+    from layerroute.model.attach import get_routed_model
     from layerroute.model.backbone import load_backbone
-    from layerroute.model.routed import RoutedModel, RoutedOutput, get_routed_model
+    from layerroute.model.routed import RoutedModel, RoutedOutput
 
 __version__ = "0.1.0"
 
@@ -19,7 +20,7 @@ _HOMES = {
     "RoutedModel": "layerroute.model.routed",
     "RoutedOutput": "layerroute.model.routed",
     "RouterConfig": "layerroute.config",
-    "get_routed_model": "layerroute.model.routed",
+    "get_routed_model": "layerroute.model.attach",
     "load_backbone": "layerroute.model.backbone",
 }
 

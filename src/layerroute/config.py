@@ -43,6 +43,8 @@ def _one_line(cls: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = sorted(cls.model_fields)
         return f"unknown setting {field!r}{nearest(field, known)}; known: {', '.join(known)}"
+    if first["type"] == "missing":
+        return f"{field} is missing"
     message = first["msg"].removeprefix("Value error, ")
     return message if not field else f"{field}={first['input']!r}: {message}"
 

@@ -169,7 +169,9 @@ def test_streamer_stopping_and_a_cancelled_call(make_routed, tokens):
 def test_padding_is_inferred_as_transformers_does(make_routed, tokens, pad):
     model = make_routed()
     ids, mask = pad([tokens(1, 9)[0], tokens(1, 5, seed=1)[0]], "left")
-    assert torch.equal(model.generate(ids, **GREEDY), model.generate(ids, attention_mask=mask, **GREEDY))
+    expected = model.generate(ids, attention_mask=mask, **GREEDY)
+    assert torch.equal(model.generate(ids, **GREEDY), expected)
+    assert torch.equal(model.generate(ids, generation_config=GenerationConfig(**GREEDY)), expected)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +183,7 @@ def test_padding_is_inferred_as_transformers_does(make_routed, tokens, pad):
         {"penalty_alpha": 0.6, "top_k": 4},
         {"dola_layers": "low"},
         {"cache_implementation": "static"},
+        {"guidance_scale": 1.5},
         {"use_cache": False},
         {"prefill_chunk_size": 4},
         {"custom_generate": "somebody/loop"},

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from layerroute import RouterConfig, get_routed_model
+from layerroute import RoutedModel, RouterConfig, get_routed_model
 from layerroute.errors import BackboneError, ConfigError, GenerationError
 
 READS = [
@@ -318,3 +318,54 @@ def test_a_foreign_cache_is_refused(make_routed, tokens):
 def test_attaching_twice_is_refused(make_routed):
     with pytest.raises(BackboneError, match="routed already"):
         get_routed_model(make_routed().backbone)
+
+
+def test_a_backbone_that_bypasses_the_seam_is_found_out(make_routed, tokens):
+    """Its forward runs a block without asking for it through `layers`: the route would be reported but not obeyed."""
+    model = make_routed()
+    decoder = model.structure.decoder
+    plain = list(decoder.layers._modules.values())
+    decoder.layers.__class__ = type(
+        "Bypassed", (type(decoder.layers),), {"__getitem__": lambda self, index: plain[index]}
+    )
+    with pytest.raises(BackboneError, match=r"did not run blocks \[0, 1, 2, 3\] through its list of layers"):
+        model(tokens(1, 5), routes=torch.tensor([True, False, True, True]))
+
+
+@pytest.mark.parametrize(
+    "change", [{"bias": "lora_only"}, {"modules_to_save": ["lm_head"]}, {"init_lora_weights": "pissa"}], ids=str
+)
+def test_lora_that_changes_the_backbone_is_refused(change, make_backbone):
+    with pytest.raises(ConfigError, match=f"lora_config.{next(iter(change))}=.* would change the backbone"):
+        get_routed_model(make_backbone(), lora_config=LoraConfig(**change))
+
+
+def test_the_callers_lora_config_serves_another_family(make_backbone):
+    lora = LoraConfig(r=4)
+    get_routed_model(make_backbone("llama"), configured(), lora)
+    model = get_routed_model(make_backbone("phi3"), configured(), lora)
+    assert any("qkv_proj.lora_A" in name for name, _ in model.named_parameters())
+
+
+def test_disable_adapter_leaves_a_loaded_model_frozen(make_routed, make_backbone, tokens, tmp_path):
+    make_routed().save_pretrained(tmp_path)
+    model = RoutedModel.from_pretrained(tmp_path, make_backbone())
+    with model.disable_adapter():
+        model(tokens(1, 4))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    with pytest.raises(BackboneError, match="routed already"):
+        RoutedModel.from_pretrained(tmp_path, model.backbone)
+
+
+def test_settings_that_cannot_be_obeyed_are_refused(make_routed, tokens):
+    model, ids, route = make_routed(), tokens(1, 6), torch.ones(4, dtype=torch.bool)
+    cache = model(ids, use_cache=True).past_key_values
+    with model.disable_routing():
+        with pytest.raises(ConfigError, match="routing is disabled"):
+            model(ids, routes=route)
+        with pytest.raises(GenerationError, match="carries a route"):
+            model(ids, past_key_values=cache)
+    with pytest.raises(ConfigError, match="past_key_values carry a route"):
+        model(ids, past_key_values=cache, routes=route)
+    with pytest.raises(ConfigError, match="use_cache=True in training mode"):
+        model.train()(ids, use_cache=True)

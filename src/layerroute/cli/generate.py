@@ -34,7 +34,7 @@ it; chat.json a list of {"role", "content"} messages.
 @click.option("--backbone", help="Where the backbone is, if not under the name that the adapter records.")
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(min=0), help="0 is greedy.")
-@click.option("--seed", default=0, show_default=True, help="Of sampling.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Of sampling.")
 @click.option("--device", help="Such as cuda or cpu.  [default: cuda if there is one]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def generate(

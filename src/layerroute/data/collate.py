@@ -44,7 +44,7 @@ class StepDataset(Dataset[Sample]):
         Raises:
             DataError: a step that the chat template cannot render, or not one step that fits.
         """
-        made = [tokenize_step(tokenizer, step, max_length) for step in steps]
+        made = [_tokenize(tokenizer, step, max_length) for step in steps]
         samples = [sample for sample in made if sample is not None]
         if not samples:
             raise DataError(f"none of {len(made)} steps fits into {max_length} tokens; raise the maximum length")
@@ -55,6 +55,13 @@ class StepDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, step: Step, max_length: int) -> Sample | None:
+    try:
+        return tokenize_step(tokenizer, step, max_length)
+    except DataError as error:
+        raise DataError(f"step {step.id!r} of {step.source!r}: {error}") from None
 
 
 @dataclass(frozen=True)

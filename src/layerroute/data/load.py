@@ -60,7 +60,7 @@ def load_steps(specs: Sequence[str], seed: int = 0, limit_per_source: int | None
         if not loaded:
             raise DataError(f"data {spec!r} gives no step; rows left out: {dict(counter.most_common(3))}")
         digests[spec] = digest(file) if file else digest_steps(loaded)
-        steps += mark_open_turns(_limited(loaded, limit_per_source, seed))
+        steps += _limited(mark_open_turns(loaded), limit_per_source, seed)
         if counter:
             skipped[spec] = counter.total()
     return Loaded(steps, digests, skipped)

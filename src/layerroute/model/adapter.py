@@ -69,17 +69,17 @@ def fingerprint(backbone: nn.Module) -> str:
 
 
 def find_adapter(name: str | os.PathLike[str]) -> Path:
-    """Return the folder of an adapter given as a path or as a built-in name.
+    """Return the folder of an adapter given as a built-in name or as a path; `./NAME` always means the folder.
 
     Raises:
         AdapterError: there is no such folder and no such built-in adapter.
     """
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
     known = sorted(path.name for path in BUILTIN.iterdir() if path.is_dir()) if BUILTIN.is_dir() else []
     if str(name) in known:
         return BUILTIN / str(name)
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
     raise AdapterError(
         f"adapter {str(name)!r} is neither a folder nor a built-in adapter{nearest(str(name), known)}; "
         f"built in: {', '.join(known) or 'none'}"
@@ -103,14 +103,17 @@ def save(
         state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.routers.state_dict().items()}
         save_file(state, staging / "router_model.safetensors")
         config = _describe(model, staging, recipe, data)
-        (staging / "README.md").write_text(model_card(config), encoding="utf-8")
+        names = [*_HASHED, _CONFIG]
+        if (target / _CONFIG).exists() or not (target / "README.md").exists():  # never over a README that is not ours
+            (staging / "README.md").write_text(model_card(config), encoding="utf-8")
+            names.insert(0, "README.md")
         (staging / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for name in (*_HASHED, "README.md", _CONFIG):
+        for name in names:
             _flush(staging / name)
-        for name in (*_HASHED, "README.md", _CONFIG):
+        for name in names:
             os.replace(staging / name, target / name)
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"could not save the adapter to {target}: {error}; the files there are unchanged") from error
+        raise AdapterError(f"could not save the adapter to {target}: {error}; what stood there stays") from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
@@ -156,6 +159,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         version = config["format_version"]
+        missing = [
+            key for key in ("backbone", "router", "recipe", "data", "files") if not isinstance(config[key], dict)
+        ]
+        if missing:
+            raise KeyError(missing[0])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise AdapterError(f"{folder / _CONFIG} cannot be read: {error!r}; save the adapter again") from None
     if version != FORMAT_VERSION:
@@ -179,6 +187,7 @@ def load(folder: Path, backbone: PreTrainedModel | None, is_trainable: bool) -> 
     if backbone is None:
         backbone = load_model(saved["name"])
     structure = find_structure(backbone)
+    structure.require_unrouted()
     found = fingerprint(backbone)
     if found != saved["fingerprint"]:
         raise AdapterError(

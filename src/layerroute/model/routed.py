@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from layerroute.config import RouterConfig
-from layerroute.errors import BackboneError, ConfigError, GenerationError
+from layerroute.errors import ConfigError, GenerationError
 from layerroute.model import adapter
 from layerroute.model.blocks import RoutedBlocks
 from layerroute.model.cache import RoutedCache
@@ -28,7 +28,7 @@ from layerroute.model.router import Gates, Routers, tail_mask
 from layerroute.model.routing import MaskedRouting, RouteProbe, Routing, SkippingRouting
 from layerroute.model.structure import Structure, find_structure
 
-__all__ = ["RoutedModel", "RoutedOutput", "get_routed_model"]
+__all__ = ["RoutedModel", "RoutedOutput"]
 
 
 @dataclass
@@ -41,37 +41,6 @@ class RoutedOutput(CausalLMOutputWithPast):
     """float32 `[batch, blocks]`: sigmoid of each router's logit; 1 at blocks without a router."""
     gates: Tensor | None = None
     """float32 `[batch, blocks]`: the hard gates, carrying the soft gates' gradient while training."""
-
-
-def get_routed_model(
-    backbone: PreTrainedModel, router_config: RouterConfig | None = None, lora_config: LoraConfig | None = None
-) -> RoutedModel:
-    """Attach fresh routers and LoRA to `backbone`, in place as PEFT does, and freeze everything else.
-
-    A `lora_config` without `target_modules` gets the backbone's q, k, v and o projections; the default has rank 8,
-    alpha 16 and dropout 0.05. With the default `RouterConfig` every gate starts open, so that the logits are the
-    backbone's.
-
-    Raises:
-        BackboneError: the backbone has no structure that can be routed, or is routed already.
-        ConfigError: the routers' settings do not fit the backbone, or `lora_config` is not a LoraConfig.
-    """
-    config = RouterConfig() if router_config is None else router_config
-    structure = find_structure(backbone)
-    if isinstance(structure.blocks, RoutedBlocks):
-        raise BackboneError("this backbone is routed already; load it again to attach other routers")
-    lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05) if lora_config is None else lora_config
-    if not isinstance(lora, LoraConfig):
-        raise ConfigError(f"lora_config={type(lora).__name__}: expected a peft.LoraConfig")
-    if lora.target_modules is None:
-        lora.target_modules = list(structure.projections)
-    lora.task_type = "CAUSAL_LM"
-    routers = Routers(config, _hidden_size(backbone), len(structure.blocks))
-    return RoutedModel(get_peft_model(backbone, lora), routers)
-
-
-def _hidden_size(backbone: PreTrainedModel) -> int:
-    return int(backbone.config.get_text_config().hidden_size)
 
 
 class RoutedModel(nn.Module):
@@ -129,8 +98,8 @@ class RoutedModel(nn.Module):
         return self.routers.parameters()
 
     def lora_parameters(self) -> Iterator[nn.Parameter]:
-        """The trained parameters beside the routers'."""
-        return (parameter for parameter in self.peft_model.parameters() if parameter.requires_grad)
+        """LoRA's trained parameters."""
+        return (parameter for name, parameter in self.peft_model.named_parameters() if "lora_" in name)
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters are trained, per part, and their share of all."""
@@ -165,8 +134,13 @@ class RoutedModel(nn.Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within this context the model is the untouched backbone: no routing, no LoRA, the same bits."""
-        with self.disable_routing(), self.peft_model.disable_adapter():
-            yield
+        flags = [(parameter, parameter.requires_grad) for parameter in self.peft_model.parameters()]
+        try:
+            with self.disable_routing(), self.peft_model.disable_adapter():
+                yield
+        finally:
+            for parameter, flag in flags:  # PEFT makes LoRA trainable again on leaving
+                parameter.requires_grad_(flag)
 
     # --- the three ways to run it ------------------------------------------------------------------------------
 
@@ -197,13 +171,20 @@ class RoutedModel(nn.Module):
                 route then holds.
 
         Raises:
-            ConfigError: `routes` has the wrong shape, or `labels` leave no token before the first one.
-            GenerationError: `past_key_values` is a cache of another kind.
+            ConfigError: `routes` has the wrong shape or cannot be obeyed here, or `labels` leave no token before the
+                first one.
+            GenerationError: `past_key_values` is a cache of another kind, or carries a route while routing is disabled.
+            BackboneError: the backbone's forward does not run its blocks through its list of layers.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, **kwargs}
-        if not self.routing_enabled:
-            return self._unrouted(inputs)
         cache = kwargs.get("past_key_values")
+        if routes is not None and (cache is not None or not self.routing_enabled):
+            reason = "past_key_values carry a route" if cache is not None else "routing is disabled in this context"
+            raise ConfigError(f"routes= was given, but {reason}")
+        if not self.routing_enabled:
+            if isinstance(cache, RoutedCache):
+                raise GenerationError("past_key_values=RoutedCache carries a route, but routing is disabled here")
+            return self._unrouted(inputs)
         if cache is not None:
             if not isinstance(cache, RoutedCache):
                 raise GenerationError(
@@ -213,6 +194,8 @@ class RoutedModel(nn.Module):
         context = _context(input_ids, attention_mask, labels) if context_mask is None else context_mask.bool()
         gates = self.known_gates(input_ids, context, routes, logit_noise)
         if self.training:
+            if kwargs.get("use_cache"):
+                raise ConfigError("use_cache=True in training mode: masked training keeps no cache; call eval() first")
             inputs["use_cache"] = False
             return self._run(
                 inputs, MaskedRouting(self.routers, context, gates, logit_noise, gate_gradient=gate_gradient)
@@ -242,6 +225,7 @@ class RoutedModel(nn.Module):
 
     def _run(self, inputs: dict[str, Any], routing: Routing) -> RoutedOutput:
         out = self.backbone(**inputs, routing=routing)
+        routing.check_all_asked()
         hard, prob = routing.gates
         return RoutedOutput(**out, routes=hard.detach() > 0.5, gate_probs=prob, gates=hard)
 
@@ -255,7 +239,7 @@ class RoutedModel(nn.Module):
     ) -> Gates | None:
         """Gates `[batch, blocks]` known before the backbone runs: a forced route's or a window's; None if undecided."""
         if routes is not None:
-            return _forced(routes, len(input_ids), self.routers.blocks)
+            return _forced(routes, len(input_ids), self.routers.blocks, input_ids.device)
         if self.router_config.context == "window":
             window_ids, window_mask = _last_tokens(input_ids, context, self.router_config.window)
             return self._probe(window_ids, window_mask, window_mask.bool(), logit_noise)
@@ -308,8 +292,8 @@ def _context(input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | 
     return context
 
 
-def _forced(routes: Tensor, batch: int, blocks: int) -> Gates:
-    gates = torch.as_tensor(routes)
+def _forced(routes: Tensor, batch: int, blocks: int, device: torch.device) -> Gates:
+    gates = torch.as_tensor(routes, device=device)
     if gates.shape not in {(blocks,), (batch, blocks)} or gates.dtype != torch.bool:
         raise ConfigError(
             f"routes: got {str(gates.dtype).removeprefix('torch.')} of shape {tuple(gates.shape)}; expected bool of "

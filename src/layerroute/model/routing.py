@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerroute.errors import BackboneError
 from layerroute.model.router import Gates, Routers
 
 __all__ = ["MaskedRouting", "RouteProbe", "Routing", "SkippingRouting"]
@@ -33,6 +34,7 @@ class Routing:
         self.routers = routers
         self.context_mask = context_mask
         self.noise = noise
+        self.asked: set[int] = set()
         self.columns: list[Gates | None] = [None] * routers.blocks
         self.always_open: set[int] = set()
         if gates is not None:
@@ -47,6 +49,19 @@ class Routing:
         """Run block `index` on hidden states `[batch, seq, hidden]` under the route."""
         raise AssertionError("Routing is abstract")
 
+    def check_all_asked(self) -> None:
+        """Make sure that the backbone ran every block through this routing.
+
+        Raises:
+            BackboneError: some blocks ran on their own, so the route was not obeyed.
+        """
+        if len(self.asked) < self.routers.blocks:
+            missed = sorted(set(range(self.routers.blocks)) - self.asked)
+            raise BackboneError(
+                f"the backbone's forward did not run blocks {missed} through its list of layers, so they cannot be "
+                "routed; its family is not supported"
+            )
+
     @property
     def decided(self) -> bool:
         """Whether the gates of all blocks are known."""
@@ -56,11 +71,12 @@ class Routing:
     def gates(self) -> Gates:
         """Gates of all blocks, each float32 `[batch, blocks]`; the route must be decided."""
         columns = [column for column in self.columns if column is not None]
-        assert len(columns) == len(self.columns), "the backbone did not run all of its blocks through the routing"
+        assert len(columns) == len(self.columns), "the route is not decided yet"
         return Gates(torch.cat([c.hard for c in columns], 1), torch.cat([c.prob for c in columns], 1))
 
     def _decide(self, index: int, hidden: Tensor) -> None:
         """Make sure that the gate of block `index` is known, from `hidden` as it enters that block."""
+        self.asked.add(index)
         if self.columns[index] is not None:
             return
         routers = self.routers

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from layerroute.errors import BackboneError
+from layerroute.model.blocks import RoutedBlocks
 
 __all__ = ["FAMILIES", "Structure", "find_structure"]
 
@@ -42,6 +43,15 @@ class Structure:
         assert isinstance(layers, nn.ModuleList)
         return layers
 
+    def require_unrouted(self) -> None:
+        """Make sure that no routers are attached yet.
+
+        Raises:
+            BackboneError: there are.
+        """
+        if isinstance(self.decoder.layers, RoutedBlocks):
+            raise BackboneError("this backbone is routed already; load it again to attach other routers")
+
 
 def find_structure(backbone: nn.Module) -> Structure:
     """Find the decoder blocks of `backbone` and their attention projections.
@@ -53,7 +63,7 @@ def find_structure(backbone: nn.Module) -> Structure:
         raise _refusal(backbone, "it is not a transformers model")
     if getattr(backbone.config, "is_encoder_decoder", False):
         raise _refusal(backbone, "it is an encoder-decoder model")
-    if getattr(backbone.config, "num_kv_shared_layers", 0):
+    if getattr(backbone.config.get_text_config(), "num_kv_shared_layers", 0):
         raise _refusal(backbone, "its blocks share keys and values, so none can be left out alone")
     decoder = backbone.get_decoder()
     layers = getattr(decoder, "layers", None)

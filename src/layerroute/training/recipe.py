@@ -95,7 +95,10 @@ def _read(source: str) -> str:
     path = Path(source)
     if not path.is_file():
         raise ConfigError(f"no recipe {source!r}{nearest(source, names)}; use {', '.join(names)}, or a YAML file")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {source} cannot be read: {error}") from None
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:
@@ -161,6 +164,10 @@ def _assign(values: dict[str, Any], path: str, value: Any) -> None:
 def _build(cls: type[BaseModel], values: Mapping[str, Any], prefix: str, source: str) -> BaseModel:
     """Build inner sections first, so that an error names the full path of its field."""
     built = dict(values)
+    if any(not isinstance(key, str) for key in built):
+        raise ConfigError(
+            f"recipe {source}: every key is a word, not {next(k for k in built if not isinstance(k, str))!r}"
+        )
     for name, field in cls.model_fields.items():
         section = _section(field.annotation)
         if section and isinstance(built.get(name), Mapping):

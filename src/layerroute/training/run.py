@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 
 from layerroute.data.collate import StepDataset
 from layerroute.data.load import Loaded, load_steps
 from layerroute.data.render import Sample
 from layerroute.data.steps import STEP_TYPES, split_by_group
 from layerroute.errors import ConfigError, TrainingError, TrainingInterrupted
+from layerroute.model.attach import get_routed_model
 from layerroute.model.backbone import load_backbone
-from layerroute.model.routed import get_routed_model
 from layerroute.training.callbacks import LogFile, StopOnSignal
 from layerroute.training.checkpoints import RunFolder, last_checkpoint
 from layerroute.training.recipe import Recipe
@@ -98,12 +99,21 @@ def train(
     folder = RunFolder(output)
     checkpoint = folder.check(resume)
     settings = recipe.training
+    _check_trackers(settings.report_to)
     loaded = load_steps(data_specs, seed=settings.seed, limit_per_source=settings.rows_per_source)
     backbone, tokenizer = load_backbone(model_name, dtype=_DTYPES[settings.precision])
     _check_backbone(recipe, backbone)
     train_set, validation_set = _datasets(tokenizer, loaded, recipe)
     rows = _rows(train_set, validation_set)
-    record = {"sources": loaded.digests, "rows": rows, "cut": train_set.cut, "dropped": train_set.dropped}
+    for spec, count in loaded.skipped.items():
+        _LOG.warning("data %s: %d rows could not be converted and are left out", spec, count)
+    record = {
+        "sources": loaded.digests,
+        "rows": rows,
+        "cut": train_set.cut,
+        "dropped": train_set.dropped,
+        "skipped": loaded.skipped,
+    }
     if int(os.environ.get("RANK", "0")) == 0:  # of a distributed run, the first process keeps the folder
         description = {"recipe": recipe.model_dump(mode="json"), "data": loaded.digests, "model": str(model_name)}
         folder.open(description, checkpoint)
@@ -124,8 +134,19 @@ def train(
         progress=progress,
         callbacks=[stopper, LogFile(folder.log)],
     )
-    with stopper:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        with stopper:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(
+            error
+        ):  # torch's name for a failed write
+            raise
+        good = last_checkpoint(folder.checkpoints)
+        raise TrainingError(
+            f"training stopped, a file could not be written: {error}; last good checkpoint: {good or 'none yet'}; make "
+            "room and run the same command with --resume"
+        ) from error
     if stopper.requested and trainer.state.global_step < settings.updates:
         raise TrainingInterrupted(
             f"interrupted after update {trainer.state.global_step} of {settings.updates}; checkpoint: "
@@ -142,6 +163,13 @@ def train(
         final=_final(trainer.state.log_history),
         seconds=time.monotonic() - started,
     )
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    try:
+        get_reporting_integration_callbacks(list(names))
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"training.report_to={list(names)}: {error}") from None
 
 
 def _check_backbone(recipe: Recipe, backbone: PreTrainedModel) -> None:

@@ -156,7 +156,7 @@ class TrainingSettings(Settings):
     length_window: int = Field(ge=1)
     """Micro-batches among which rows are sorted by length, to pad less; 1 sorts nothing."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**32)
     log_every: int = Field(ge=1)
     """Updates between two lines of the log."""
 

@@ -25,7 +25,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from layerroute.data.collate import StepCollator, StepDataset
 from layerroute.errors import TrainingError
-from layerroute.model.adapter import read_config
+from layerroute.model.adapter import fingerprint, read_config
 from layerroute.model.routed import RoutedModel
 from layerroute.training import objective
 from layerroute.training.callbacks import LogLines, ProgressBar
@@ -48,7 +48,7 @@ def _arguments(
     recipe: Recipe, checkpoints: Path, device: torch.device, progress: bool, evaluate: bool
 ) -> TrainingArguments:
     settings = recipe.training
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=settings.updates,
         per_device_train_batch_size=settings.batch_size,
@@ -71,6 +71,10 @@ def _arguments(
         disable_tqdm=not progress,
         use_cpu=not torch.cuda.is_available() and device.type == "cpu",  # a GPU, or wherever the model is
     )
+    if arguments.n_gpu > 1:
+        _LOG.warning("%d GPUs are visible, one is used; start with torchrun to use them all", arguments.n_gpu)
+        arguments._n_gpu = 1  # DataParallel would split arguments that are not batched
+    return arguments
 
 
 class RoutedTrainer(Trainer):
@@ -288,8 +292,13 @@ class RoutedTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        read_config(folder)
         routed = self.accelerator.unwrap_model(self.model if model is None else model)
+        saved, found = read_config(folder)["backbone"]["fingerprint"], fingerprint(routed.backbone)
+        if saved != found:
+            raise TrainingError(
+                f"{folder} was trained on a backbone with fingerprint {saved}, not {found}; resume with that backbone, "
+                "or give another output"
+            )
         routed.routers.load_state_dict(load_file(folder / "router_model.safetensors"))
         set_peft_model_state_dict(routed.peft_model, load_file(folder / "adapter_model.safetensors"))
         self.routed_loss.load_state(json.loads((folder / _STATE).read_text(encoding="utf-8")))
