@@ -32,7 +32,7 @@ def test_raw_logs_by_format(tmp_path):
     (step,) = load_steps([f"openai:{path}"]).steps
     assert step.source == "openai" and step.target["content"] == "Hello."
     path.write_text(json.dumps(LOG) + "\n" + json.dumps({"messages": 3}))
-    with pytest.raises(DataError, match=r"logs\.jsonl: row 2: 'messages'"):
+    with pytest.raises(DataError, match=r"logs\.jsonl:2: row 2: 'messages'"):
         load_steps([f"openai:{path}"])
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from layerroute.data.builtin import builtin_steps
 from layerroute.data.hub import HUB, hub_steps
@@ -74,14 +75,26 @@ def _load(spec: str, seed: int, limit: int | None, skipped: Counter[str]) -> tup
     if spec in HUB:
         return _first(hub_steps(spec, skipped, streaming=limit is not None), limit), None
     if name in CONVERTERS and rest:
-        rows = (row for _, row in read_json_rows(rest))
-        try:
-            return list(CONVERTERS[name](rows, source=name, skipped=skipped if name in DIRTY else None)), Path(rest)
-        except DataError as error:
-            raise DataError(str(error) if str(error).startswith(rest) else f"{rest}: {error}") from None
+        return _converted(name, rest, skipped if name in DIRTY else None), Path(rest)
     if spec.endswith((".jsonl", ".jsonl.gz")) or Path(spec).is_file():
         return list(read_steps(spec)), Path(spec)
     raise DataError(f"unknown data {spec!r}; use {_known()}")
+
+
+def _converted(form: str, path: str, skipped: Counter[str] | None) -> list[Step]:
+    """The steps of a raw log; an error names file and line, for a converter reads no row before it has done the last."""
+    line = 0
+
+    def rows() -> Iterator[Any]:
+        nonlocal line
+        for line, row in read_json_rows(path):  # noqa: B007
+            yield row
+
+    try:
+        return list(CONVERTERS[form](rows(), source=form, skipped=skipped))
+    except DataError as error:
+        message = str(error)
+        raise DataError(message if message.startswith(path) else f"{path}:{line}: {message}") from None
 
 
 def _known() -> str:
