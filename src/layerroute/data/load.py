@@ -82,7 +82,7 @@ def _load(spec: str, seed: int, limit: int | None, skipped: Counter[str]) -> tup
 
 
 def _converted(form: str, path: str, skipped: Counter[str] | None) -> list[Step]:
-    """The steps of a raw log; an error names file and line, for a converter reads no row before it has done the last."""
+    """The steps of a raw log; an error names file and line, for a converter takes rows one by one."""
     line = 0
 
     def rows() -> Iterator[Any]:
