@@ -11,8 +11,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from layerroute import RoutedModel, RouterConfig, get_routed_model
 
@@ -22,7 +23,7 @@ FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "olmo2"
 VOCAB = 97
 
 
-def tiny_config(family: str, blocks: int = 4):
+def tiny_config(family: str, blocks: int = 4, **changes):
     special = {
         "qwen3": {"head_dim": 8},
         # a window shorter than the tests' sequences, and one full-attention block among sliding ones
@@ -35,8 +36,7 @@ def tiny_config(family: str, blocks: int = 4):
         "mistral": {"head_dim": 8, "sliding_window": 8},
         "phi3": {"original_max_position_embeddings": 128},
     }
-    return AutoConfig.for_model(
-        family,
+    settings = dict(
         vocab_size=VOCAB,
         hidden_size=32,
         intermediate_size=48,
@@ -52,6 +52,18 @@ def tiny_config(family: str, blocks: int = 4):
         eos_token_id=2,
         **special.get(family, {}),
     )
+    return AutoConfig.for_model(family, **{**settings, **changes})
+
+
+def build_byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, and one for each ChatML mark, without a chat template: lengths are easy to reason about."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|pad|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    return tokenizer
 
 
 def build_backbone(family: str = "llama", blocks: int = 4, seed: int = 0) -> PreTrainedModel:
@@ -98,6 +110,16 @@ def without_blocks(model: RoutedModel, route: torch.Tensor) -> PreTrainedModel:
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Callable[[], PreTrainedTokenizerFast]:
+    return build_byte_tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., PreTrainedConfig]:
+    return tiny_config
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
 """The command line: one JSON object or readable text on stdout, one clear line and status 2 for a user's mistake."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+
+from layerroute.data.builtin import builtin_steps
 
 TOOLS = [{"name": "get_weather", "description": "", "parameters": {"type": "object", "properties": {}}}]
 
@@ -127,15 +131,7 @@ TRAIN = ("train", "--model", "{backbone}", "--output", "{tmp}/out")
 )
 def test_a_mistake_gets_one_line_and_status_2(args, message, run, adapter, backbone, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    good = {
-        "id": "1",
-        "source": "s",
-        "group": "g",
-        "step_type": "answer",
-        "messages": [{"role": "user", "content": "x"}],
-        "target": {"role": "assistant", "content": "y"},
-    }
-    (tmp_path / "bad.jsonl").write_text(json.dumps(good) + "\n{]\n")
+    (tmp_path / "bad.jsonl").write_text(json.dumps(builtin_steps(1, 0)[0].to_row()) + "\n{]\n")
     (tmp_path / "bad.json").write_text("[")
     (tmp_path / "role.json").write_text('[{"role": "wizard", "content": "x"}]')
     (tmp_path / "schema.json").write_text('[{"name": "f", "parameters": {"type": "thing"}}]')
@@ -169,3 +165,21 @@ def test_help_and_mistakes_do_not_wait_for_torch():
 def test_runs_as_a_module():
     outcome = subprocess.run([sys.executable, "-m", "layerroute", "--version"], capture_output=True, text=True)
     assert outcome.returncode == 0 and outcome.stdout.startswith("layerroute, version ")
+
+
+def test_control_c_exits_130_and_resume_goes_on(train_args, run, tmp_path):
+    """The real signal to a real process; the message names the checkpoint, and --resume finishes the run."""
+    where = train_args.index("--steps") + 1
+    train_args[where] = 40
+    command = [sys.executable, "-m", "layerroute", *map(str, train_args), "--set", "log_every=1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log, deadline = tmp_path / "out" / "train_log.jsonl", time.monotonic() + 120
+    while not (log.exists() and log.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130 and stdout == "" and "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("error: interrupted after update ")
+    outcome = run(*train_args, "--set", "log_every=1", "--resume", "--json")
+    assert outcome.status == 0 and json.loads(outcome.stdout)["updates"] == 40

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from layerroute.data.steps import Step
@@ -34,18 +33,6 @@ WEATHER = {
     "description": "Weather of a city.",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
-
-
-def build_tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
-    """One token per byte, and one for each ChatML mark: lengths are easy to reason about."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|pad|>")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def build_step(
@@ -79,13 +66,18 @@ def build_step(
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return build_tokenizer()
+def make_tokenizer(byte_tokenizer) -> Callable[..., PreTrainedTokenizerFast]:
+    def make(template: str = CHATML) -> PreTrainedTokenizerFast:
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = template
+        return tokenizer
+
+    return make
 
 
-@pytest.fixture
-def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
-    return build_tokenizer
+@pytest.fixture(scope="session")
+def tokenizer(make_tokenizer) -> PreTrainedTokenizerFast:
+    return make_tokenizer()
 
 
 @pytest.fixture

@@ -166,3 +166,9 @@ def test_an_interrupted_rename_is_detected(make_routed, make_backbone, tmp_path,
 def test_no_pickle(make_routed, tmp_path):
     make_routed(config=RouterConfig(protect_first=1, protect_last=1)).save_pretrained(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".md"}
+
+
+def test_a_readme_that_is_not_ours_is_kept(make_routed, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    make_routed().save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"

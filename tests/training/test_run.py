@@ -189,6 +189,15 @@ def test_resuming_another_run_is_refused(workplace, fast_recipe):
     assert_same_weights(workplace / "out", workplace / "out" / "checkpoints" / "checkpoint-2")
 
 
+def test_resuming_on_other_weights_is_refused(workplace, fast_recipe, make_backbone):
+    recipe = fast_recipe(steps=2)
+    run(workplace, recipe, "out")
+    (workplace / "out" / "router_config.json").unlink()
+    make_backbone(seed=9).save_pretrained(workplace / "model")  # the same name, another model
+    with pytest.raises(TrainingError, match="was trained on a backbone with fingerprint"):
+        run(workplace, recipe, "out", resume=True)
+
+
 def test_nothing_to_train_on(workplace, fast_recipe):
     write_steps(workplace / "rows.jsonl", [row(i) for i in range(3)])
     with pytest.raises(ConfigError, match=r"training\.max_length=4096: this backbone reads at most 128 tokens"):

@@ -1,0 +1,1 @@
+"""From a backbone, data and a recipe to an adapter folder."""

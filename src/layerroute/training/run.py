@@ -134,24 +134,7 @@ def train(
         progress=progress,
         callbacks=[stopper, LogFile(folder.log)],
     )
-    try:
-        with stopper:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(
-            error
-        ):  # torch's name for a failed write
-            raise
-        good = last_checkpoint(folder.checkpoints)
-        raise TrainingError(
-            f"training stopped, a file could not be written: {error}; last good checkpoint: {good or 'none yet'}; make "
-            "room and run the same command with --resume"
-        ) from error
-    if stopper.requested and trainer.state.global_step < settings.updates:
-        raise TrainingInterrupted(
-            f"interrupted after update {trainer.state.global_step} of {settings.updates}; checkpoint: "
-            f"{last_checkpoint(folder.checkpoints)}; run the same command with --resume to continue"
-        )
+    _train(trainer, stopper, checkpoint)
     if trainer.is_world_process_zero():
         model.eval().save_pretrained(folder.path, recipe=recipe.model_dump(mode="json"), data=record)
     return TrainResult(
@@ -163,6 +146,27 @@ def train(
         final=_final(trainer.state.log_history),
         seconds=time.monotonic() - started,
     )
+
+
+def _train(trainer: RoutedTrainer, stopper: StopOnSignal, checkpoint: Path | None) -> None:
+    """Run the loop; a signal and a file that cannot be written end it with what there is to go on from."""
+    updates = trainer.recipe.training.updates
+    try:
+        with stopper:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (OSError, RuntimeError) as error:
+        # torch reports a failed write as a RuntimeError of this name
+        if not isinstance(error, OSError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise TrainingError(
+            f"training stopped, a file could not be written: {error}; last good checkpoint: "
+            f"{last_checkpoint(trainer.checkpoints) or 'none yet'}; make room and run the same command with --resume"
+        ) from error
+    if stopper.requested and trainer.state.global_step < updates:
+        raise TrainingInterrupted(
+            f"interrupted after update {trainer.state.global_step} of {updates}; checkpoint: "
+            f"{last_checkpoint(trainer.checkpoints)}; run the same command with --resume to continue"
+        )
 
 
 def _check_trackers(names: Sequence[str]) -> None:

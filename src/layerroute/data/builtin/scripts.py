@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from layerroute.data.builtin.intents import INTENTS
 from layerroute.data.builtin.problems import word_problem
-from layerroute.data.builtin.slots import Compare, Intent
-from layerroute.data.builtin.talk import BRISK, CAREFUL, Request, Talk, Tool, listed
+from layerroute.data.builtin.slots import Compare, Intent, listed
+from layerroute.data.builtin.talk import BRISK, CAREFUL, Request, Talk, Tool
 
 __all__ = ["SCRIPTS"]
 

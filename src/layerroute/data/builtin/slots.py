@@ -67,6 +67,8 @@ _MONTHS = (
 
 
 def pick(*values: str) -> Sampler:
+    """One of the given texts, said as it is written."""
+
     def sample(rng: Random) -> tuple[str, str]:
         value = rng.choice(values)
         return value, value
@@ -75,6 +77,8 @@ def pick(*values: str) -> Sampler:
 
 
 def whole(low: int, high: int, step: int = 1) -> Sampler:
+    """A whole number from `low` to `high`, both possible."""
+
     def sample(rng: Random) -> tuple[int, str]:
         value = rng.randrange(low, high + 1, step)
         return value, str(value)
@@ -83,6 +87,8 @@ def whole(low: int, high: int, step: int = 1) -> Sampler:
 
 
 def money(low: int, high: int) -> Sampler:
+    """An amount from `low` to below `high`, in steps of 0.05, said with two decimals."""
+
     def sample(rng: Random) -> tuple[float, str]:
         value = rng.randrange(low * 100, high * 100, 5) / 100
         return value, f"{value:.2f}"
@@ -91,6 +97,8 @@ def money(low: int, high: int) -> Sampler:
 
 
 def code(prefix: str) -> Sampler:
+    """An identifier such as `INV-4711`."""
+
     def sample(rng: Random) -> tuple[str, str]:
         value = f"{prefix}-{rng.randrange(1000, 99999)}"
         return value, value
@@ -99,6 +107,7 @@ def code(prefix: str) -> Sampler:
 
 
 def day(rng: Random) -> tuple[str, str]:
+    """A date in 2025 or 2026: ISO 8601, and as people say it."""
     chosen = date(2025, 1, 1) + timedelta(days=rng.randrange(700))
     month = _MONTHS[chosen.month - 1]
     spoken = rng.choice((f"{chosen.day} {month} {chosen.year}", f"{month} {chosen.day}, {chosen.year}"))
@@ -106,15 +115,23 @@ def day(rng: Random) -> tuple[str, str]:
 
 
 def clock(rng: Random) -> tuple[str, str]:
+    """A quarter hour from 07:00 to 21:45: `HH:MM`, and as people say it."""
     hour, minute = rng.randrange(7, 22), rng.choice((0, 15, 30, 45))
     spoken = f"{(hour - 1) % 12 + 1}:{minute:02} {'am' if hour < 12 else 'pm'}"
     return f"{hour:02}:{minute:02}", rng.choice((spoken, f"{hour:02}:{minute:02}"))
 
 
+def listed(names: list[str]) -> str:
+    """Names in running text: `a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def several(*values: str) -> Sampler:
+    """Two or three of the given texts, in their order."""
+
     def sample(rng: Random) -> tuple[list[str], str]:
         chosen = sorted(rng.sample(values, rng.randrange(2, 4)), key=values.index)
-        return chosen, f"{', '.join(chosen[:-1])} and {chosen[-1]}"
+        return chosen, listed(chosen)
 
     return sample
 
@@ -135,4 +152,5 @@ SERVICES = pick("billing-api", "auth", "image-resizer", "search-index", "mail-wo
 
 
 def one_of(*values: str) -> dict[str, Any]:
+    """The JSON Schema of a text that is one of the given ones."""
     return {"type": "string", "enum": list(values)}

@@ -11,10 +11,10 @@ from random import Random
 from typing import Any
 
 from layerroute.data.builtin.intents import INTENTS
-from layerroute.data.builtin.slots import Intent, Slot
+from layerroute.data.builtin.slots import Intent, Slot, listed
 from layerroute.data.steps import Step
 
-__all__ = ["BRISK", "CAREFUL", "Request", "Talk", "Tool", "listed"]
+__all__ = ["BRISK", "CAREFUL", "Request", "Talk", "Tool"]
 
 BRISK = (
     "You are an assistant with tools. Act at once and do not explain what you are going to do.",
@@ -180,10 +180,6 @@ class Tool:
         for key, sample in self.intent.results.items():
             result[key], spoken[key] = sample(rng)
         return Request(self.intent, self.name, arguments, spoken, extra, result)
-
-
-def listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _snake(words: list[str]) -> str:
