@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ _PROMPTS: dict[str, dict[str, Any]] = {
 }
 _REPETITIONS = 3
 
+_LOG = logging.getLogger(__name__)
+
 
 @click.command(epilog="Example: layerroute demo --adapter smollm2-135m --json")
 @click.option("--adapter", default="smollm2-135m", show_default=True, help="An adapter folder, or a built-in name.")
@@ -57,6 +60,7 @@ def demo(adapter: str, max_new_tokens: int, as_json: bool) -> None:
     from layerroute.cli.load import load_adapter
 
     model, tokenizer = load_adapter(adapter, None, None)
+    _LOG.info("answering two prompts, routed and untouched in turn, %d times each; about a minute", 1 + _REPETITIONS)
     result = {
         name: _measure(model, tokenizer, max_new_tokens=max_new_tokens, **prompt) for name, prompt in _PROMPTS.items()
     }
