@@ -170,7 +170,7 @@ def test_runs_as_a_module():
 def test_control_c_exits_130_and_resume_goes_on(train_args, run, tmp_path):
     """The real signal to a real process; the message names the checkpoint, and --resume finishes the run."""
     where = train_args.index("--steps") + 1
-    train_args[where] = 40
+    train_args[where] = 12
     command = [sys.executable, "-m", "layerroute", *map(str, train_args), "--set", "log_every=1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log, deadline = tmp_path / "out" / "train_log.jsonl", time.monotonic() + 120
@@ -182,4 +182,4 @@ def test_control_c_exits_130_and_resume_goes_on(train_args, run, tmp_path):
     assert process.returncode == 130 and stdout == "" and "Traceback" not in stderr
     assert stderr.splitlines()[-1].startswith("error: interrupted after update ")
     outcome = run(*train_args, "--set", "log_every=1", "--resume", "--json")
-    assert outcome.status == 0 and json.loads(outcome.stdout)["updates"] == 40
+    assert outcome.status == 0 and json.loads(outcome.stdout)["updates"] == 12
