@@ -85,12 +85,21 @@ class RouterConfig(Settings):
     closed_blocks: tuple[int, ...] = ()
     """Blocks whose router starts at minus `init_bias`, that is closed (the publication: 8 to 16)."""
 
+    boundaries: tuple[str | tuple[int, ...], ...] = ()
+    """Markers after which the route is decided again within a turn: texts, token-id sequences, or the word `template`
+    for those that the chat template knows. A model holds them as token ids (`layerroute.data.boundaries`); () decides
+    once, at the end of the prompt."""
+
     @model_validator(mode="after")
     def _consistent(self) -> RouterConfig:
         if self.context == "window" and self.position == "block":
             raise ValueError("context='window' needs position='early': a window is read before the blocks run")
         if self.context == "window" and self.pooling == "joint":
             raise ValueError("pooling='joint' needs context='full': within a window, tail and mean are the same")
+        if self.boundaries and self.position == "block":
+            raise ValueError(
+                f"boundaries={list(self.boundaries)} needs position='early': routers that sit at each block decide once"
+            )
         return self
 
     def routable(self, blocks: int) -> list[int]:

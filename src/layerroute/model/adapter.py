@@ -4,6 +4,7 @@
     router_model.safetensors                          `weight` [routable, width] and `bias` [routable], float32
     router_config.json                                format version, settings, backbone name and fingerprint, recipe,
                                                       data digests, and the SHA-256 of the files above
+    calibration.json                                  where it was measured: thresholds by skip budget
     README.md                                         a model card
 
 Every file is written beside the folder first and renamed into it last, `router_config.json` at the very end, so that a
@@ -33,6 +34,7 @@ from layerroute.config import RouterConfig, nearest
 from layerroute.data.steps import digest
 from layerroute.errors import AdapterError, ConfigError
 from layerroute.model.backbone import load_model
+from layerroute.model.calibration import CALIBRATION_FILE, routers_digest
 from layerroute.model.card import model_card
 from layerroute.model.router import Routers
 from layerroute.model.structure import find_structure
@@ -91,6 +93,8 @@ def save(
 ) -> None:
     """Write `model`'s routers and LoRA to `directory`; what stood there survives if anything fails.
 
+    A calibration is written where it was measured on these very routers, and one of other routers does not stay.
+
     Raises:
         AdapterError: the folder cannot be written (a full disk, no permission).
     """
@@ -108,10 +112,14 @@ def save(
             (staging / "README.md").write_text(model_card(config), encoding="utf-8")
             names.insert(0, "README.md")
         (staging / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if _stage_calibration(model, staging):
+            names.insert(0, CALIBRATION_FILE)
         for name in names:
             _flush(staging / name)
         for name in names:
             os.replace(staging / name, target / name)
+        if CALIBRATION_FILE not in names:
+            (target / CALIBRATION_FILE).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"could not save the adapter to {target}: {error}; what stood there stays") from error
     finally:
@@ -122,6 +130,15 @@ def save(
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _stage_calibration(model: RoutedModel, staging: Path) -> bool:
+    """Write the model's calibration if it was measured on the routers that are saved; return whether it was."""
+    calibration = model.calibration
+    if calibration is None or calibration.routers != routers_digest(staging):
+        return False
+    (staging / CALIBRATION_FILE).write_text(calibration.to_json(), encoding="utf-8")
+    return True
 
 
 def _describe(model: RoutedModel, staging: Path, recipe: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:

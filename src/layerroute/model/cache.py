@@ -1,17 +1,74 @@
 """The key/value cache of a routed generation: a block holds keys and values of its open rows only.
 
-It carries the generation's routing, so that the route lives exactly as long as the keys it left out.
+It carries the generation's routing, so that the route lives exactly as long as the keys it left out. Blocks with full
+attention append in place to buffers that have room; transformers' own dynamic layers copy all keys for every token.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from layerroute.model.routing import SkippingRouting
 
-__all__ = ["RoutedCache"]
+__all__ = ["RoomyLayer", "RoutedCache"]
+
+_ROOM = 64  # positions: a block's buffers are copied once in so many decoded tokens, and hold at most as many in vain
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values `[rows, heads, length, dim]` of one block, at the front of buffers with room for more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffers: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append `[rows, heads, new, dim]` and return all keys and values, views of the buffers."""
+        length = self.keys.shape[-2] if self.is_initialized else 0
+        end = length + key_states.shape[-2]
+        if self._buffers is None or end > self._buffers[0].shape[-2]:
+            self._buffers = self._roomier(key_states, end), self._roomier(value_states, end)
+            if length:
+                self._buffers[0][..., :length, :], self._buffers[1][..., :length, :] = self.keys, self.values
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+        keys, values = self._buffers
+        keys[..., length:end, :], values[..., length:end, :] = key_states, value_states
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+        return self.keys, self.values
+
+    @staticmethod
+    def _roomier(states: Tensor, length: int) -> Tensor:
+        return states.new_empty(*states.shape[:-2], length + _ROOM, states.shape[-1])
+
+    def keep(self, length: int, rows: Tensor | None = None) -> None:
+        """Forget positions from `length` on, and all rows but `rows` (int64 `[k]`)."""
+        if not self.is_initialized:
+            return
+        if rows is not None and not len(rows):
+            self.reset()
+            return
+        self.keys, self.values = self.keys[..., :length, :], self.values[..., :length, :]
+        if rows is not None:
+            self._buffers = None  # copied at the next token, with room again
+            self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self._buffers = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, room included."""
+        held = self._buffers or ((self.keys, self.values) if self.is_initialized else ())
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 class RoutedCache(DynamicCache):
@@ -24,13 +81,21 @@ class RoutedCache(DynamicCache):
 
     def __init__(self, config: PreTrainedConfig, routing: SkippingRouting) -> None:
         super().__init__(config=config)
+        self.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
         self.routing = routing
+        self.segments: list[tuple[int, Tensor]] = []
+        """Where each segment of the generated sequences starts, and bool `[batch, blocks]` the routes from there on."""
         self._length = 0
 
     @property
     def routes(self) -> Tensor:
-        """bool `[batch, blocks]`: the route of every row, once the prompt has been read."""
-        return self.routing.gates.hard.detach() > 0.5
+        """bool `[batch, blocks]`: the route of every row as it is now, once the prompt has been read."""
+        return self.routing.routes
+
+    @property
+    def slides(self) -> bool:
+        """Whether some block keeps a sliding window only; what it has dropped cannot be had back."""
+        return any(isinstance(layer, DynamicSlidingWindowLayer) for layer in self.layers)
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` new positions, after all blocks have had their turn."""
@@ -48,8 +113,35 @@ class RoutedCache(DynamicCache):
         kept = min(self._length, layer.sliding_window - 1)
         return kept + query_length, self._length - kept
 
+    def keep_rows(self, index: int, rows: Sequence[int]) -> None:
+        """Forget, in block `index`, all but these of the rows that it holds."""
+        layer = self.layers[index]
+        if not layer.is_initialized:
+            return
+        chosen = torch.tensor(rows, dtype=torch.long, device=layer.keys.device)
+        if isinstance(layer, RoomyLayer):
+            layer.keep(self._length, chosen)
+        else:
+            layer.batch_select_indices(chosen)
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on, half-read ones too; a sliding window can only forget everything."""
+        assert length == 0 or not self.slides, "a sliding window cannot be truncated"
+        for layer in self.layers:
+            if length and isinstance(layer, RoomyLayer):
+                layer.keep(length)
+            else:
+                layer.reset()
+        self._length = min(self._length, length)
+
     def nbytes(self) -> int:
         """Return the bytes held in keys and values."""
-        layers = [layer for layer in self.layers if isinstance(layer, DynamicLayer) and layer.is_initialized]
-        tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(_bytes(layer) for layer in self.layers)
+
+
+def _bytes(layer: object) -> int:
+    if isinstance(layer, RoomyLayer):
+        return layer.nbytes
+    assert isinstance(layer, DynamicLayer)
+    tensors = (layer.keys, layer.values) if layer.is_initialized else ()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)

@@ -1,24 +1,26 @@
-"""Routed generation: transformers' own loop, over a cache that carries the route.
+"""Routed generation: what transformers' `generate` takes, prepared by it, with the decoding loop of `decoding.py`.
 
-The prompt is read once, its route is decided on the way, and every generated token runs through the same blocks. What
-cannot work with routing is refused by name, never ignored.
+The prompt is read once, its route is decided on the way, and generated tokens run through the same blocks, or through
+fewer from a boundary on. What cannot work with routing is refused by name, never ignored.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteriaList
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 from layerroute.errors import GenerationError
-from layerroute.model.cache import RoutedCache
-from layerroute.model.routing import SkippingRouting
+from layerroute.model.decoding import Decoding
 
 if TYPE_CHECKING:
     from layerroute.model.routed import RoutedModel
+    from layerroute.model.session import Session
 
 __all__ = ["generate"]
 
@@ -34,7 +36,10 @@ _REFUSED = {
     "constraints": "constrained search is beam search",
     "force_words_ids": "constrained search is beam search",
     "custom_generate": "a custom loop may not carry the route",
-    "cache_implementation": "routing brings its own cache",
+    "output_attentions": "a skipped block has none",
+    "output_hidden_states": "a skipped block has none",
+    "synced_gpus": "routes differ between processes",
+    "cache_implementation": "routing brings its own cache; compiled=True decodes over a static one",
     "past_key_values": "routing brings its own cache",
     "prefill_chunk_size": "the route is decided at the end of the prompt, not at the end of its first chunk",
     "token_healing": "it changes the prompt after the route is decided",
@@ -47,6 +52,9 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "cache_implementation": (None, "dynamic"),
     "guidance_scale": (None, 1, 1.0),
     "token_healing": (None, False),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+    "synced_gpus": (None, False),
     "use_mtp": (None, False),
 }
 
@@ -57,17 +65,38 @@ def generate(
     attention_mask: Tensor | None = None,
     routes: Tensor | None = None,
     generation_config: GenerationConfig | None = None,
+    *,
+    skip_budget: float | Mapping[str, float] | None = None,
+    boundaries: Sequence[Sequence[int]] | None = None,
+    session: Session | None = None,
+    compiled: bool = False,
     **kwargs: Any,
 ) -> Any:
     """Generate from prompts `[batch, seq]`, each row under the route decided from its prompt.
 
     Takes what transformers' `generate` takes (greedy, sampling, `num_return_sequences`, streamers, stopping criteria,
-    `return_dict_in_generate`). `routes` (bool `[blocks]` or `[batch, blocks]`) forces a route. With
-    `return_dict_in_generate=True` the routes are at `.past_key_values.routes`.
+    `return_dict_in_generate`). With `return_dict_in_generate=True` the routes are at `.past_key_values.routes` and the
+    segments, `(start, routes)`, at `.past_key_values.segments`.
+
+    Args:
+        model: in evaluation mode.
+        input_ids: int64 `[batch, seq]`.
+        attention_mask: `[batch, seq]`, padding on the left.
+        routes: forces a route: bool `[blocks]` or `[batch, blocks]`; with `[batch, segments, blocks]` the k-th boundary
+            of a row brings its k-th route (the last one from then on).
+        generation_config: transformers' settings; `kwargs` go before it.
+        skip_budget: average share of blocks to skip, 0 to 1, or of one step type, `{"tool_call": 0.3}`; needs a
+            calibrated adapter. 0 is the LoRA-only model.
+        boundaries: token-id sequences after which a row's route is decided again (see
+            `layerroute.data.boundaries.boundary_tokens`); by default the adapter's, () for none.
+        session: the conversation that this prompt continues; one row.
+        compiled: decode with one compiled graph per route, see `graphs.py`.
+        kwargs: transformers' arguments.
 
     Raises:
-        GenerationError: an argument that routing cannot serve, or a prompt longer than the backbone's context.
-        ConfigError: `routes` has the wrong shape.
+        GenerationError: an argument that routing cannot serve, a prompt longer than the backbone's context, or memory
+            that does not hold the prompt.
+        ConfigError: `routes` has the wrong shape, or `skip_budget` cannot be met.
         BackboneError: the backbone's forward does not run its blocks through its list of layers.
     """
     backbone: Any = model.backbone
@@ -80,23 +109,83 @@ def generate(
     _check_length(model, input_ids, settings)
     if attention_mask is None:
         attention_mask = _attended(input_ids, settings)
+    own = {"routes": routes, "skip_budget": skip_budget, "boundaries": boundaries, "session": session}
     if not model.routing_enabled:
-        if routes is not None:
-            raise GenerationError("routes= was given, but routing is disabled in this context")
+        _refuse_unrouted({**own, "compiled": compiled or None})
         return backbone.generate(input_ids, attention_mask=attention_mask, generation_config=settings, **kwargs)
-    context = attention_mask.bool()
-    with torch.no_grad():
-        gates = model.known_gates(input_ids, context, routes, 0.0)
     copies = settings.num_return_sequences or 1
-    if copies > 1:
-        context = context.repeat_interleave(copies, dim=0)
-        gates = gates and type(gates)(*(part.repeat_interleave(copies, dim=0) for part in gates))
-    cache = RoutedCache(model.config.get_text_config(), SkippingRouting(model.routers, context, gates))
-    out = backbone.generate(
-        input_ids, attention_mask=attention_mask, past_key_values=cache, generation_config=settings, **kwargs
+    decoding = Decoding.prepare(
+        model,
+        input_ids.repeat_interleave(copies, dim=0),
+        attention_mask.repeat_interleave(copies, dim=0),
+        routes if routes is None or routes.ndim == 1 else routes.repeat_interleave(copies, dim=0),
+        threshold=model.threshold(skip_budget),
+        boundaries=_boundaries(model, boundaries),
+        session=session,
+        graphs=model.graphs if compiled else None,
+        streamer=kwargs.get("streamer"),
     )
-    cache.routing.check_all_asked()
+    criteria = _stopping_criteria(settings, kwargs)
+    try:
+        out = backbone.generate(
+            input_ids,
+            attention_mask=attention_mask,
+            past_key_values=decoding.cache,
+            generation_config=settings,
+            stopping_criteria=criteria,
+            custom_generate=decoding,
+            **kwargs,
+        )
+        decoding.cache.routing.check_all_asked()
+    except BaseException:
+        if session is not None:
+            session.drop()  # half a turn is in its cache
+        raise
+    if session is not None:
+        session.keep(decoding)
     return out
+
+
+def _stopping_criteria(settings: GenerationConfig, kwargs: dict[str, Any]) -> StoppingCriteriaList:
+    """The caller's criteria, and one for `stop_strings`: transformers hands the tokenizer that it needs to no loop but
+    its own.
+
+    Raises:
+        GenerationError: `stop_strings` without a `tokenizer`.
+    """
+    criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
+    tokenizer = kwargs.pop("tokenizer", None)
+    if settings.stop_strings is not None:
+        if tokenizer is None:
+            raise GenerationError(f"stop_strings={settings.stop_strings!r} needs tokenizer=, the backbone's")
+        criteria.append(StopStringCriteria(tokenizer, settings.stop_strings))
+        settings.stop_strings = None
+    return criteria
+
+
+def _boundaries(model: RoutedModel, given: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...]:
+    """Token-id sequences to decide again after.
+
+    Raises:
+        GenerationError: one that this backbone cannot produce, or a model whose routers decide once.
+    """
+    chosen = model.router_config.boundaries if given is None else given
+    words = model.config.get_text_config().vocab_size
+    for boundary in chosen:
+        if isinstance(boundary, str) or not boundary or not all(0 <= token < words for token in boundary):
+            raise GenerationError(
+                f"boundaries: {boundary!r} is no sequence of this backbone's token ids; "
+                "layerroute.data.boundaries.boundary_tokens(tokenizer, [TEXT]) makes them from text"
+            )
+    if chosen and model.router_config.position == "block":
+        raise GenerationError("boundaries were given, but routers with position='block' decide once")
+    return tuple(tuple(int(token) for token in boundary) for boundary in chosen)
+
+
+def _refuse_unrouted(given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise GenerationError(f"{name}= was given, but routing is disabled in this context")
 
 
 def _refuse(settings: GenerationConfig, kwargs: dict[str, Any]) -> None:

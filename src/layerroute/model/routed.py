@@ -7,7 +7,7 @@ Owns the public surface (PEFT's vocabulary). How blocks run under a route is `ro
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +23,19 @@ from layerroute.errors import ConfigError, GenerationError
 from layerroute.model import adapter
 from layerroute.model.blocks import RoutedBlocks
 from layerroute.model.cache import RoutedCache
+from layerroute.model.calibration import Calibration, read_calibration
+from layerroute.model.deciding import forced_gates, last_tokens, prompt_context, segment_contexts
 from layerroute.model.generation import generate
-from layerroute.model.router import Gates, Routers, tail_mask
-from layerroute.model.routing import MaskedRouting, RouteProbe, Routing, SkippingRouting
+from layerroute.model.graphs import DecodeGraphs
+from layerroute.model.merging import MergedLora
+from layerroute.model.router import Gates, Routers
+from layerroute.model.routing import (
+    MaskedRouting,
+    RouteProbe,
+    Routing,
+    SkippingRouting,
+    stack_segments,
+)
 from layerroute.model.structure import Structure, find_structure
 
 __all__ = ["RoutedModel", "RoutedOutput"]
@@ -54,10 +64,16 @@ class RoutedModel(nn.Module):
         super().__init__()
         self.peft_model = peft_model
         self.routers = routers
-        decoder = self.structure.decoder
-        decoder.layers = RoutedBlocks(self.structure.blocks)
+        self.structure: Structure = find_structure(self.backbone)
+        """Where the backbone's blocks are."""
+        self.structure.decoder.layers = RoutedBlocks(self.structure.blocks)
         routers.to(self.device)
         self.routing_enabled = True
+        self.calibration: Calibration | None = None
+        """What `skip_budget` looks its threshold up in (see `layerroute calibrate`)."""
+        self._merged: MergedLora | None = None
+        self.graphs = DecodeGraphs()
+        """Compiled decoding steps, one per route that was asked for with `generate(compiled=True)`."""
 
     # --- parts -------------------------------------------------------------------------------------------------
 
@@ -67,11 +83,6 @@ class RoutedModel(nn.Module):
         backbone: Any = self.peft_model.get_base_model()
         assert isinstance(backbone, PreTrainedModel)
         return backbone
-
-    @property
-    def structure(self) -> Structure:
-        """Where the backbone's blocks are."""
-        return find_structure(self.backbone)
 
     @property
     def config(self) -> Any:
@@ -99,13 +110,15 @@ class RoutedModel(nn.Module):
 
     def lora_parameters(self) -> Iterator[nn.Parameter]:
         """LoRA's trained parameters."""
-        return (parameter for name, parameter in self.peft_model.named_parameters() if "lora_" in name)
+        with self.unmerged():
+            return iter([parameter for name, parameter in self.peft_model.named_parameters() if "lora_" in name])
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters are trained, per part, and their share of all."""
         routers = sum(p.numel() for p in self.router_parameters())
         lora = sum(p.numel() for p in self.lora_parameters())
-        total = sum(p.numel() for p in self.parameters())
+        with self.unmerged():
+            total = sum(p.numel() for p in self.parameters())
         print(
             f"trainable params: {routers + lora:,} (routers: {routers:,} || lora: {lora:,}) || "
             f"all params: {total:,} || trainable%: {100 * (routers + lora) / total:.4f}"
@@ -119,6 +132,42 @@ class RoutedModel(nn.Module):
         # transformers before 5.21 has only the older name
         enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
         enable(activation_checkpointing_kwargs, **kwargs)
+
+    # --- merging -----------------------------------------------------------------------------------------------
+
+    @property
+    def merged(self) -> bool:
+        """Whether LoRA is folded into the weights."""
+        return self._merged is not None
+
+    def merge_adapter(self) -> None:
+        """Fold LoRA into the projections' weights, for inference without its cost; results agree up to rounding.
+
+        The backbone's own projections are kept aside (a copy of q, k, v and o), so that `disable_adapter` and
+        `unmerge_adapter` give the very same bits back. Merging twice is harmless.
+        """
+        if self._merged is None:
+            self._merged = MergedLora(self.peft_model)
+            self.graphs.clear()
+
+    def unmerge_adapter(self) -> None:
+        """Undo `merge_adapter`, to the bit."""
+        if self._merged is not None:
+            self._merged.restore()
+            self._merged = None
+            self.graphs.clear()
+
+    @contextmanager
+    def unmerged(self) -> Iterator[None]:
+        """Within this context LoRA is beside the weights, whether or not it was merged."""
+        if self._merged is None:
+            yield
+            return
+        self._merged.restore()
+        try:
+            yield
+        finally:
+            self._merged.apply()
 
     # --- switches ----------------------------------------------------------------------------------------------
 
@@ -134,13 +183,14 @@ class RoutedModel(nn.Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within this context the model is the untouched backbone: no routing, no LoRA, the same bits."""
-        flags = [(parameter, parameter.requires_grad) for parameter in self.peft_model.parameters()]
-        try:
-            with self.disable_routing(), self.peft_model.disable_adapter():
-                yield
-        finally:
-            for parameter, flag in flags:  # PEFT makes LoRA trainable again on leaving
-                parameter.requires_grad_(flag)
+        with self.unmerged(), self.disable_routing():
+            flags = [(parameter, parameter.requires_grad) for parameter in self.peft_model.parameters()]
+            try:
+                with self.peft_model.disable_adapter():
+                    yield
+            finally:
+                for parameter, flag in flags:  # PEFT makes LoRA trainable again on leaving
+                    parameter.requires_grad_(flag)
 
     # --- the three ways to run it ------------------------------------------------------------------------------
 
@@ -151,102 +201,187 @@ class RoutedModel(nn.Module):
         labels: Tensor | None = None,
         *,
         context_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
         routes: Tensor | None = None,
         logit_noise: float = 0.0,
         gate_gradient: bool = True,
         **kwargs: Any,
     ) -> RoutedOutput:
-        """Run the backbone under a route.
+        """Run the backbone under a route, or under one route per segment of a turn.
 
         Args:
             input_ids: int64 `[batch, seq]`.
             attention_mask: `[batch, seq]`, 0 at padding on either side.
             labels: int64 `[batch, seq]`, -100 outside the loss; shifted inside, as in transformers.
-            context_mask: bool `[batch, seq]`, the tokens that the route may depend on. By default the prompt: the
-                attended tokens before the first label, or all of them when there are no labels.
-            routes: bool `[blocks]` or `[batch, blocks]`, a forced route; the routers are not asked.
+            context_mask: bool `[batch, seq]`, the tokens that the (first) route may depend on. By default the prompt:
+                the attended tokens before the first label, or all of them when there are no labels.
+            segment_ids: int64 `[batch, seq]`, 0 for the first segment and k from the k-th boundary's token on (any
+                value at padding). The route is decided again for each segment, from everything up to and with its first
+                token, and may only close blocks; `routes`, `gates` and `gate_probs` are then
+                `[batch, segments, blocks]`, and a segment that a row does not have repeats the route of its last one.
+            routes: bool `[blocks]`, `[batch, blocks]` or, with `segment_ids`, `[batch, segments, blocks]`: a forced
+                route; the routers are not asked.
             logit_noise: scale of exploration noise on the routers' logits, for training.
             gate_gradient: whether, in training mode, the gradient of the logits reaches the gates.
             kwargs: further arguments of the backbone's forward. A `past_key_values` must be a `RoutedCache`, whose
                 route then holds.
 
         Raises:
-            ConfigError: `routes` has the wrong shape or cannot be obeyed here, or `labels` leave no token before the
-                first one.
+            ConfigError: `routes` has the wrong shape or cannot be obeyed here, `labels` leave no token before the
+                first one, or training mode while LoRA is merged.
             GenerationError: `past_key_values` is a cache of another kind, or carries a route while routing is disabled.
             BackboneError: the backbone's forward does not run its blocks through its list of layers.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, **kwargs}
         cache = kwargs.get("past_key_values")
+        if self.training and self.merged:
+            raise ConfigError("training mode while LoRA is merged: its gradient would be lost; call unmerge_adapter()")
         if routes is not None and (cache is not None or not self.routing_enabled):
             reason = "past_key_values carry a route" if cache is not None else "routing is disabled in this context"
             raise ConfigError(f"routes= was given, but {reason}")
+        if segment_ids is not None and (cache is not None or kwargs.get("use_cache")):
+            raise ConfigError(
+                "segment_ids with a cache: a cached pass holds one segment; generation decides between two"
+            )
         if not self.routing_enabled:
             if isinstance(cache, RoutedCache):
                 raise GenerationError("past_key_values=RoutedCache carries a route, but routing is disabled here")
-            return self._unrouted(inputs)
+            return self._unrouted(inputs, segment_ids)
         if cache is not None:
             if not isinstance(cache, RoutedCache):
                 raise GenerationError(
                     f"past_key_values={type(cache).__name__}: expected the RoutedCache of a generation"
                 )
             return self._run(inputs, cache.routing)
-        context = _context(input_ids, attention_mask, labels) if context_mask is None else context_mask.bool()
-        gates = self.known_gates(input_ids, context, routes, logit_noise)
+        context = prompt_context(input_ids, attention_mask, labels) if context_mask is None else context_mask.bool()
+        contexts = self._contexts(input_ids, attention_mask, context, segment_ids)
+        gates = self.known_gates(input_ids, contexts, routes, noise=logit_noise, segment_ids=segment_ids)
+        settings: dict[str, Any] = {"noise": logit_noise, "segment_ids": segment_ids}
         if self.training:
             if kwargs.get("use_cache"):
                 raise ConfigError("use_cache=True in training mode: masked training keeps no cache; call eval() first")
             inputs["use_cache"] = False
-            return self._run(
-                inputs, MaskedRouting(self.routers, context, gates, logit_noise, gate_gradient=gate_gradient)
-            )
-        routing = SkippingRouting(self.routers, context, gates, logit_noise)
+            routing: Routing = MaskedRouting(self.routers, contexts, gates, gate_gradient=gate_gradient, **settings)
+            return self._run(inputs, routing, segment_ids)
+        skipping = SkippingRouting(self.routers, contexts, gates, **settings)
         if kwargs.get("use_cache"):
-            inputs["past_key_values"] = RoutedCache(self.config.get_text_config(), routing)
-        return self._run({"use_cache": False, **inputs}, routing)
+            inputs["past_key_values"] = RoutedCache(self.config.get_text_config(), skipping)
+        return self._run({"use_cache": False, **inputs}, skipping, segment_ids)
 
     @torch.no_grad()
     def route(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, context_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        *,
+        skip_budget: float | Mapping[str, float] | None = None,
     ) -> Tensor:
         """Return the route that inference would decide for these prompts, bool `[batch, blocks]`, without generating.
 
-        Nothing above the decision is computed.
+        Nothing above the decision is computed. `skip_budget` is that of `generate`.
         """
         if not self.routing_enabled:
             return torch.ones(len(input_ids), self.routers.blocks, dtype=torch.bool, device=input_ids.device)
-        context = _context(input_ids, attention_mask, None) if context_mask is None else context_mask.bool()
-        gates = self.known_gates(input_ids, context, None, 0.0)
-        return (gates if gates else self._probe(input_ids, attention_mask, context)).hard > 0.5
+        gates = self._gates(input_ids, attention_mask, context_mask, None, self.threshold(skip_budget))
+        return gates.hard[:, 0] > 0.5
+
+    @torch.no_grad()
+    def gate_probs(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return the probability of every gate, float32 `[batch, blocks]`, or `[batch, segments, blocks]`.
+
+        Each decision's own, whatever an earlier one closed. Nothing above the decision is computed.
+        """
+        prob = self._gates(input_ids, attention_mask, context_mask, segment_ids, None).prob
+        return prob[:, 0] if segment_ids is None else prob
+
+    def threshold(self, skip_budget: float | Mapping[str, float] | None) -> float | None:
+        """The gates' threshold for a skip budget; None, the routers' own, without one.
+
+        Raises:
+            ConfigError: the budget is out of range, or the adapter was never calibrated.
+        """
+        if skip_budget is None:
+            return None
+        if self.calibration is None:
+            raise ConfigError(
+                f"skip_budget={skip_budget}: this adapter holds no calibration; run `layerroute calibrate` on it first"
+            )
+        return self.calibration.threshold(skip_budget)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """Generate as transformers' `generate` does, each row under its own route; see `generation.generate`."""
         return generate(self, input_ids, attention_mask, **kwargs)
 
-    def _run(self, inputs: dict[str, Any], routing: Routing) -> RoutedOutput:
+    def _run(self, inputs: dict[str, Any], routing: Routing, segment_ids: Tensor | None = None) -> RoutedOutput:
         out = self.backbone(**inputs, routing=routing)
         routing.check_all_asked()
         hard, prob = routing.gates
+        if segment_ids is None:
+            hard, prob = hard[:, 0], prob[:, 0]
         return RoutedOutput(**out, routes=hard.detach() > 0.5, gate_probs=prob, gates=hard)
 
-    def _unrouted(self, inputs: dict[str, Any]) -> RoutedOutput:
+    def _unrouted(self, inputs: dict[str, Any], segment_ids: Tensor | None) -> RoutedOutput:
         out = self.backbone(**inputs)
-        ones = torch.ones(len(out.logits), self.routers.blocks, device=out.logits.device)
+        segments = [] if segment_ids is None else [int(segment_ids.max()) + 1]
+        ones = torch.ones(len(out.logits), *segments, self.routers.blocks, device=out.logits.device)
         return RoutedOutput(**out, routes=ones.bool(), gate_probs=ones, gates=ones)
 
+    def _contexts(
+        self, input_ids: Tensor, attention_mask: Tensor | None, first: Tensor, segment_ids: Tensor | None
+    ) -> list[Tensor]:
+        """What the route of each segment may depend on, bool `[batch, seq]` each."""
+        if segment_ids is None or int(segment_ids.max()) == 0:
+            return [first]
+        if self.router_config.position == "block":
+            raise ConfigError("segment_ids with position='block': routers that sit at each block decide once")
+        attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return segment_contexts(first, attended.bool(), segment_ids)
+
     def known_gates(
-        self, input_ids: Tensor, context: Tensor, routes: Tensor | None, logit_noise: float
+        self,
+        input_ids: Tensor,
+        contexts: Sequence[Tensor],
+        routes: Tensor | None = None,
+        *,
+        noise: float = 0.0,
+        threshold: float | None = None,
+        segment_ids: Tensor | None = None,
     ) -> Gates | None:
-        """Gates `[batch, blocks]` known before the backbone runs: a forced route's or a window's; None if undecided."""
+        """Gates `[batch, segments, blocks]` known before the backbone runs, a forced route's or a window's, or None."""
         if routes is not None:
-            return _forced(routes, len(input_ids), self.routers.blocks, input_ids.device)
+            return forced_gates(routes, (len(input_ids), len(contexts), self.routers.blocks), input_ids.device)
         if self.router_config.context == "window":
-            window_ids, window_mask = _last_tokens(input_ids, context, self.router_config.window)
-            return self._probe(window_ids, window_mask, window_mask.bool(), logit_noise)
+            decisions = []
+            for context in contexts:
+                ids, mask = last_tokens(input_ids, context, self.router_config.window)
+                probe = RouteProbe(self.routers, [mask.bool()], noise=noise, threshold=threshold)
+                gates = self._probe(ids, mask, probe)
+                decisions.append(Gates(gates.hard[:, 0], gates.prob[:, 0]))
+            return stack_segments(decisions, segment_ids)
         return None
 
-    def _probe(self, input_ids: Tensor, attention_mask: Tensor | None, context: Tensor, noise: float = 0.0) -> Gates:
-        probe = RouteProbe(self.routers, context, noise=noise)
+    def _gates(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        context_mask: Tensor | None,
+        segment_ids: Tensor | None,
+        threshold: float | None,
+    ) -> Gates:
+        first = prompt_context(input_ids, attention_mask, None) if context_mask is None else context_mask.bool()
+        contexts = self._contexts(input_ids, attention_mask, first, segment_ids)
+        known = self.known_gates(input_ids, contexts, threshold=threshold, segment_ids=segment_ids)
+        probe = RouteProbe(self.routers, contexts, threshold=threshold, segment_ids=segment_ids)
+        return known if known is not None else self._probe(input_ids, attention_mask, probe)
+
+    def _probe(self, input_ids: Tensor, attention_mask: Tensor | None, probe: RouteProbe) -> Gates:
         self.structure.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, routing=probe)
         return probe.gates
 
@@ -259,7 +394,8 @@ class RoutedModel(nn.Module):
         data: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the adapter folder (see `adapter.py`); an adapter already there survives a failure."""
-        adapter.save(self, save_directory, recipe or {}, data or {})
+        with self.unmerged():
+            adapter.save(self, save_directory, recipe or {}, data or {})
 
     @classmethod
     def from_pretrained(
@@ -275,36 +411,5 @@ class RoutedModel(nn.Module):
         """
         folder = adapter.find_adapter(directory)
         model = cls(*adapter.load(folder, backbone, is_trainable))
+        model.calibration = read_calibration(folder)
         return model.train() if is_trainable else model.eval().requires_grad_(False)
-
-
-def _context(input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> Tensor:
-    """bool `[batch, seq]`: the attended tokens before the first label, or all attended tokens without labels."""
-    attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    if labels is None:
-        return attended.bool()
-    context = attended.bool() & ((labels != -100).long().cumsum(1) == 0)
-    if not bool(context.any(1).all()):
-        raise ConfigError(
-            "labels: a row's first token is in the loss, so no token precedes the segment that the route governs; set "
-            "the prompt's labels to -100, or pass context_mask"
-        )
-    return context
-
-
-def _forced(routes: Tensor, batch: int, blocks: int, device: torch.device) -> Gates:
-    gates = torch.as_tensor(routes, device=device)
-    if gates.shape not in {(blocks,), (batch, blocks)} or gates.dtype != torch.bool:
-        raise ConfigError(
-            f"routes: got {str(gates.dtype).removeprefix('torch.')} of shape {tuple(gates.shape)}; expected bool of "
-            f"shape ({blocks},) or ({batch}, {blocks})"
-        )
-    hard = gates.float().expand(batch, blocks)
-    return Gates(hard=hard, prob=hard)
-
-
-def _last_tokens(input_ids: Tensor, context: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """The last `window` context tokens of each row, right-aligned: int64 ids and mask, each `[batch, <= window]`."""
-    tail = tail_mask(context, window)
-    order = torch.argsort(tail.long(), dim=1, stable=True)[:, -window:]
-    return input_ids.gather(1, order), tail.gather(1, order).long()

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from layerroute.config import RouterConfig
 
-__all__ = ["Gates", "Routers", "tail_mask"]
+__all__ = ["Gates", "Memory", "Routers", "tail_mask"]
 
 
 class Gates(NamedTuple):
@@ -30,6 +30,37 @@ def tail_mask(context_mask: Tensor, window: int) -> Tensor:
     """Return bool `[batch, seq]`: the last `window` True positions of each row of `context_mask`."""
     from_the_right = context_mask.long().flip(1).cumsum(1).flip(1)
     return context_mask.bool() & (from_the_right <= window)
+
+
+class Memory:
+    """What the routers need of the tokens read so far, to decide again at a boundary: nothing is run twice for it.
+
+    Args:
+        hidden: `[batch, seq, hidden]` as it enters the first routable block, for the prompt.
+        context_mask: bool `[batch, seq]`: the prompt's tokens, padding left out.
+        window: tokens of the tail.
+        start: tokens before these that are not read; only a tail can do without them.
+    """
+
+    def __init__(self, hidden: Tensor, context_mask: Tensor, window: int, start: int = 0) -> None:
+        self.count = context_mask.sum(1)
+        """int64 `[batch]`: tokens read."""
+        self.total = (hidden.float() * context_mask.unsqueeze(-1)).sum(1)
+        """float32 `[batch, hidden]`: their sum."""
+        order = torch.argsort(tail_mask(context_mask, window).long(), dim=1, stable=True)[:, -window:]
+        tail = hidden.gather(1, order.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        self.tail = functional.pad(tail, (0, 0, window - tail.shape[1], 0))
+        """`[batch, window, hidden]`: the last of them, right-aligned; rows that hold fewer start with anything."""
+
+        self.length = start + hidden.shape[1]
+        """Where the tokens read end in the sequence, padding counted."""
+
+    def extend(self, hidden: Tensor) -> None:
+        """Add more tokens of every row, `[batch, seq, hidden]`."""
+        self.count = self.count + hidden.shape[1]
+        self.total = self.total + hidden.float().sum(1)
+        self.tail = torch.cat([self.tail, hidden], dim=1)[:, -self.tail.shape[1] :]
+        self.length += hidden.shape[1]
 
 
 def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -75,15 +106,28 @@ class Routers(nn.Module):
             hidden = hidden.float()
         mean, tail = context_mask, tail_mask(context_mask, self.config.window)
         masks = {"mean": [mean], "tail": [tail], "joint": [tail, mean], "last": [tail_mask(context_mask, 1)]}
-        parts = [_masked_mean(hidden, mask) for mask in masks[self.config.pooling]]
+        return self._vector([_masked_mean(hidden, mask) for mask in masks[self.config.pooling]])
+
+    def recall(self, memory: Memory) -> Tensor:
+        """The vector `[batch, width]` that `read` gives over all tokens that `memory` has seen, up to rounding."""
+        if self.config.pooling == "last":
+            return self._vector([memory.tail[:, -1].float()])
+        window = memory.tail.shape[1]
+        valid = torch.arange(window, device=memory.tail.device) >= window - memory.count.unsqueeze(1)
+        tail = _masked_mean(torch.where(valid.unsqueeze(-1), memory.tail, 0).float(), valid)
+        mean = memory.total / memory.count.clamp(min=1).unsqueeze(1)
+        return self._vector({"mean": [mean], "tail": [tail], "joint": [tail, mean]}[self.config.pooling])
+
+    def _vector(self, parts: list[Tensor]) -> Tensor:
         if self.config.normalize:
             parts = [functional.rms_norm(part, part.shape[-1:], eps=1e-6) for part in parts]
         return torch.cat(parts, dim=-1)
 
-    def gates(self, vector: Tensor, first: int, last: int, noise: float = 0.0) -> Gates:
+    def gates(self, vector: Tensor, first: int, last: int, noise: float = 0.0, threshold: float | None = None) -> Gates:
         """Return the gates of routers `first` to `last - 1` (positions in `routable`) for a vector `[batch, width]`.
 
-        `noise` scales logistic noise added to the logit before the threshold: exploration, for training only. The
+        A gate is open where its probability exceeds `threshold` (the config's by default). `noise` scales logistic
+        noise added to the logit before that: exploration, for training only. The
         straight-through estimator (Bengio et al. 2013, arXiv:1308.3432) passes d(gate)/d(logit) = sigmoid'(logit).
         """
         weight, bias = self.weight[first:last], self.bias[first:last]
@@ -94,7 +138,7 @@ class Routers(nn.Module):
             logits = functional.linear(vector, weight.to(vector.dtype), bias.to(vector.dtype)).float()
         prob = torch.sigmoid(logits)
         noisy = torch.sigmoid(logits + noise * _logistic_like(logits)) if noise else prob
-        hard = (noisy > self.config.threshold).float() + (noisy - noisy.detach())
+        hard = (noisy > (self.config.threshold if threshold is None else threshold)).float() + (noisy - noisy.detach())
         return Gates(hard=hard, prob=prob)
 
 

@@ -1,0 +1,275 @@
+"""Compiled decoding: one graph per route, over keys and values that stay where they are.
+
+A graph is the backbone with the closed blocks left out of its list, over transformers' static cache, under
+`torch.compile` (with CUDA graphs on a GPU). Prompts, and the passes that decide, run eagerly; between two decisions a
+batch's rows are grouped by route, and every group's step is one call of its graph. A bounded number of graphs is kept;
+what needs more, and what a static cache cannot hold (sliding windows), decodes eagerly.
+
+Boundary: knows caches and backbones; what tokens come out is `decoding.py`'s business.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, StaticCache
+
+from layerroute.model.cache import RoomyLayer, RoutedCache
+
+if TYPE_CHECKING:
+    from layerroute.model.routed import RoutedModel
+
+__all__ = ["DecodeGraphs", "GraphRun", "without_blocks"]
+
+_LOG = logging.getLogger(__name__)
+_CAPACITY_STEP = 256  # so that generations of like length share a graph
+
+
+class _Key(NamedTuple):
+    """What a graph is made for."""
+
+    route: tuple[bool, ...]
+    rows: int
+    capacity: int
+    remember: bool
+
+
+class DecodeGraphs:
+    """The compiled decoding steps of one model.
+
+    Args:
+        limit: how many are kept; each holds a static cache. The first ones stay, further routes decode eagerly.
+    """
+
+    def __init__(self, limit: int = 8) -> None:
+        self.limit = limit
+        self._graphs: dict[_Key, _Graph] = {}
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def clear(self) -> None:
+        """Drop every graph and its cache; needed when modules of the model are exchanged."""
+        self._graphs.clear()
+
+    def start(self, model: RoutedModel, cache: RoutedCache, mask: Tensor, end: int) -> GraphRun | None:
+        """Move a generation into graphs, if they can take it.
+
+        Args:
+            model: in evaluation mode.
+            cache: holds everything read so far; until `GraphRun.finish` it stays as it is.
+            mask: `[batch, prompt]`, 0 at the prompt's padding.
+            end: the most positions that the generation can reach.
+
+        Returns:
+            None where the generation has to go on eagerly.
+        """
+        attention = model.config._attn_implementation
+        if cache.slides or attention not in ("sdpa", "eager"):
+            _LOG.info("decoding eagerly: no static cache for sliding windows or %s attention", attention)
+            return None
+        groups: dict[tuple[bool, ...], list[int]] = {}
+        for row, route in enumerate(cache.routes.tolist()):
+            groups.setdefault(tuple(route), []).append(row)
+        capacity = -(-end // _CAPACITY_STEP) * _CAPACITY_STEP
+        found = []
+        for route, rows in groups.items():
+            graph = self._get(model, _Key(route, len(rows), capacity, cache.routing.remember))
+            if graph is None:
+                return None
+            found.append((graph, rows))
+        return GraphRun(cache, mask, found)
+
+    def _get(self, model: RoutedModel, key: _Key) -> _Graph | None:
+        if key not in self._graphs:
+            lowest = model.routable[0]
+            if key.remember and not any(key.route[lowest:]):
+                return None  # nothing runs where the routers read
+            if len(self._graphs) >= self.limit:
+                _LOG.info("decoding eagerly: %d compiled routes are held, the most", self.limit)
+                return None
+            self._graphs[key] = _Graph(model, key)
+        graph = self._graphs[key]
+        return None if graph.busy else graph
+
+
+class _Tap(nn.Module):
+    """A block whose input is noted, for the routers to read when they decide again."""
+
+    def __init__(self, block: nn.Module, capacity: int) -> None:
+        super().__init__()
+        self.block = block
+        self.capacity = capacity
+        self.hidden: Tensor | None = None
+        """`[rows, capacity, hidden]`, by position."""
+
+    def forward(self, hidden_states: Tensor, *, cache_position: Tensor, **kwargs: Any) -> Tensor:
+        assert self.hidden is not None
+        self.hidden.index_copy_(1, cache_position, hidden_states)
+        output: Tensor = self.block(hidden_states, **kwargs)
+        return output
+
+
+class _Graph:
+    """The decoding step of one route for a number of rows, with the static cache that it works on."""
+
+    def __init__(self, model: RoutedModel, key: _Key) -> None:
+        self.open = [index for index, is_open in enumerate(key.route) if is_open]
+        self.capacity = key.capacity
+        self.busy = False
+        self.cache = StaticCache(config=model.config.get_text_config(), max_cache_len=key.capacity)
+        blocks: list[nn.Module] = [model.structure.blocks[index] for index in self.open]
+        self.tap: _Tap | None = None
+        if key.remember:
+            position = next(i for i, index in enumerate(self.open) if index >= model.routable[0])
+            self.tap = blocks[position] = _Tap(blocks[position], key.capacity)
+        self.additive = model.config._attn_implementation == "eager"
+        view: Any = without_blocks(model.backbone, model.structure.decoder, blocks)
+        cache, tapped = self.cache, self.tap is not None
+
+        def step(ids: Tensor, positions: Tensor, mask: Tensor, where: Tensor) -> Tensor:
+            noted = {"cache_position": where} if tapped else {}
+            out = view(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **noted,
+            )
+            logits: Tensor = out.logits
+            return logits
+
+        mode = "reduce-overhead" if model.device.type == "cuda" else None
+        self._step = torch.compile(step, dynamic=False, mode=mode)
+
+    def load(self, cache: RoutedCache, rows: list[int], mask: Tensor) -> None:
+        """Copy the keys and values of `rows` in, and what the prompt's mask hides of them."""
+        length = cache.get_seq_length()
+        for index in self.open:
+            held, static = cache.layers[index], self.cache.layers[index]
+            of_block = cache.routing.open_rows(index)
+            chosen = torch.tensor([of_block.index(row) for row in rows], device=held.keys.device)
+            keys, values = held.keys.index_select(0, chosen), held.values.index_select(0, chosen)
+            if not static.is_initialized:
+                static.lazy_initialization(keys, values)
+            static.keys[:, :, :length].copy_(keys)
+            static.values[:, :, :length].copy_(values)
+            static.cumulative_length.fill_(length)
+        dtype = self.cache.layers[self.open[0]].keys.dtype if self.additive else torch.bool
+        self._shown, hidden = (0.0, torch.finfo(dtype).min) if self.additive else (True, False)
+        chosen_mask = mask[rows, None, None].bool()
+        self.mask = torch.full((len(rows), 1, 1, self.capacity), hidden, dtype=dtype, device=mask.device)
+        self.mask[..., :length] = self._shown
+        self.mask[..., : mask.shape[1]].masked_fill_(~chosen_mask, hidden)
+        self.attended = mask[rows].sum(1, keepdim=True) + length - mask.shape[1]
+        if self.tap is not None and self.tap.hidden is None:
+            memory = cache.routing.memory
+            assert memory is not None
+            tail = memory.tail
+            self.tap.hidden = tail.new_zeros(len(rows), self.capacity, tail.shape[-1])
+
+    def step(self, tokens: Tensor, position: int) -> Tensor:
+        """Logits `[rows, 1, words]` after `tokens` `[rows]`, which stand at `position`."""
+        self.mask[..., position] = self._shown
+        where = torch.tensor([position], device=tokens.device)
+        # one code object serves all graphs, so dynamo's bound on recompilations must not be below ours
+        with torch._dynamo.config.patch(recompile_limit=1024, accumulated_recompile_limit=4096):
+            logits: Tensor = self._step(tokens[:, None], self.attended, self.mask, where)
+        self.attended = self.attended + 1
+        return logits.clone()  # a CUDA graph writes its next result to the same place
+
+
+class GraphRun:
+    """A generation while it decodes in graphs, from one decision to the next.
+
+    Args:
+        cache: the generation's; takes over what was read when the run finishes.
+        mask: `[batch, prompt]`.
+        groups: graphs with the rows that each decodes.
+    """
+
+    def __init__(self, cache: RoutedCache, mask: Tensor, groups: list[tuple[_Graph, list[int]]]) -> None:
+        self.cache = cache
+        self.begin = self.length = cache.get_seq_length()
+        self.groups = groups
+        for graph, rows in groups:
+            graph.busy = True
+            graph.load(cache, rows, mask)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits `[batch, 1, words]` after one more token of every row, `[batch]`."""
+        parts = [graph.step(tokens[rows], self.length) for graph, rows in self.groups]
+        self.length += 1
+        if len(parts) == 1:
+            return parts[0]
+        logits = parts[0].new_empty(len(tokens), *parts[0].shape[1:])
+        for (_, rows), part in zip(self.groups, parts, strict=True):
+            logits[rows] = part
+        return logits
+
+    def finish(self) -> None:
+        """Give what was read back to the generation's cache and memory, and the graphs to others."""
+        if self.length > self.begin:
+            for index in range(len(self.cache.layers)):
+                self._give_back(index)
+            memory = self.cache.routing.memory
+            if memory is not None and self.cache.routing.remember:
+                memory.extend(self._noted(memory.tail))
+            self.cache.advance(self.length - self.begin)
+        self.release()
+
+    def release(self) -> None:
+        """Give the graphs to others."""
+        for graph, _ in self.groups:
+            graph.busy = False
+
+    def _give_back(self, index: int) -> None:
+        of_block = self.cache.routing.open_rows(index)
+        if not of_block:
+            return
+        layer = self.cache.layers[index]
+        assert isinstance(layer, RoomyLayer)
+        new = slice(self.begin, self.length)
+        shape = (len(of_block), layer.keys.shape[1], self.length - self.begin)
+        keys = layer.keys.new_empty(*shape, layer.keys.shape[-1])
+        values = layer.values.new_empty(*shape, layer.values.shape[-1])
+        for graph, rows in self.groups:
+            if index in graph.open:
+                places = [of_block.index(row) for row in rows]
+                static = graph.cache.layers[index]
+                keys[places], values[places] = static.keys[:, :, new], static.values[:, :, new]
+        layer.update(keys, values)
+
+    def _noted(self, like: Tensor) -> Tensor:
+        """`[batch, new, hidden]`: what entered the first routable block."""
+        rows = sum(len(rows) for _, rows in self.groups)
+        noted = like.new_empty(rows, self.length - self.begin, like.shape[-1])
+        for graph, chosen in self.groups:
+            assert graph.tap is not None and graph.tap.hidden is not None
+            noted[chosen] = graph.tap.hidden[:, self.begin : self.length]
+        return noted
+
+
+def without_blocks(backbone: PreTrainedModel, decoder: nn.Module, blocks: list[nn.Module]) -> nn.Module:
+    """A view of `backbone` whose decoder runs `blocks` alone; it shares every module, and the original is untouched."""
+    path = next(name for name, module in backbone.named_modules() if module is decoder).split(".")
+    view = parent = _shallow(backbone)
+    for name in path:
+        child = _shallow(parent._modules[name])
+        parent._modules[name] = child
+        parent = child
+    parent._modules["layers"] = nn.ModuleList(blocks)
+    return view
+
+
+def _shallow(module: nn.Module | None) -> nn.Module:
+    copied = copy.copy(module)
+    assert copied is not None
+    copied._modules = dict(copied._modules)
+    return copied
