@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from layerroute.model.attach import get_routed_model
     from layerroute.model.backbone import load_backbone
     from layerroute.model.routed import RoutedModel, RoutedOutput
+    from layerroute.model.session import Session
 
 __version__ = "0.1.0"
 
@@ -20,11 +21,12 @@ _HOMES = {
     "RoutedModel": "layerroute.model.routed",
     "RoutedOutput": "layerroute.model.routed",
     "RouterConfig": "layerroute.config",
+    "Session": "layerroute.model.session",
     "get_routed_model": "layerroute.model.attach",
     "load_backbone": "layerroute.model.backbone",
 }
 
-__all__ = ["RoutedModel", "RoutedOutput", "RouterConfig", "get_routed_model", "load_backbone"]
+__all__ = ["RoutedModel", "RoutedOutput", "RouterConfig", "Session", "get_routed_model", "load_backbone"]
 
 
 def __getattr__(name: str) -> Any:

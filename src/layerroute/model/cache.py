@@ -56,8 +56,12 @@ class RoomyLayer(DynamicLayer):
             return
         self.keys, self.values = self.keys[..., :length, :], self.values[..., :length, :]
         if rows is not None:
-            self._buffers = None  # copied at the next token, with room again
             self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+        elif self._buffers is not None and self._buffers[0].shape[-2] > 2 * length + _ROOM:
+            self.keys, self.values = self.keys.clone(), self.values.clone()
+        else:
+            return
+        self._buffers = None  # what was dropped is freed; the next token makes room again
 
     def reset(self) -> None:
         """Forget everything."""

@@ -129,10 +129,10 @@ class Session:
         """
         if model is not self.model:
             raise GenerationError("session: it belongs to another adapter or model; start a Session for this one")
-        if len(input_ids) != 1 or not bool(attention_mask.all()):
-            raise GenerationError(
-                f"session: a conversation is one row without padding, not {len(input_ids)} rows of {input_ids.shape[1]}"
-            )
+        if len(input_ids) != 1:
+            raise GenerationError(f"session: a conversation is one row, not {len(input_ids)}")
+        if not bool(attention_mask.all()):
+            raise GenerationError("session: its prompt is read as it stands; attention_mask must not hide any token")
         self._keep_shared(input_ids[0].tolist())
         if gates is not None:
             self._forget(self._serves(gates.hard[0, 0] > 0.5))
