@@ -1,6 +1,7 @@
 """The command line: one JSON object or readable text on stdout, one clear line and status 2 for a user's mistake."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +58,47 @@ def test_sampling_is_seeded(run, adapter):
     assert first == again != other
 
 
+def test_calibrate_then_generate_under_a_budget(run, adapter, tmp_path):
+    """The adapter closes blocks 2 and 3 on any input; the dial opens them, and closes block 1 as well."""
+    mine = shutil.copytree(adapter, tmp_path / "mine")
+    calibrate = ("calibrate", "--adapter", mine, "--data", "builtin:24", "--rows", 12, "--max-length", 2048)
+    outcome = run(*calibrate)
+    assert outcome.status == 0, outcome.stderr
+    lines = outcome.stdout.splitlines()
+    assert lines[0].startswith("measured on ") and lines[-1] == f"calibration: {mine / 'calibration.json'}"
+    assert lines[1].split()[:4] == ["skip", "budget", "threshold", "all"]
+
+    def route(budget):
+        return json.loads(run("generate", "--adapter", mine, *request, "--skip-budget", budget).stdout)["route"]
+
+    request = ("--prompt", "Hi", "--max-new-tokens", 3, "--json")
+    assert route("0") == [True] * 5
+    assert route("0.4") == route("answer=0.4") == [True, True, False, False, True]
+    assert route("0.6") == [True, False, False, False, True]
+
+
+def test_calibrate_prints_one_object_and_writes_where_it_is_told(run, adapter, tmp_path):
+    calibrate = ("calibrate", "--adapter", adapter, "--data", "builtin:24", "builtin:12", "--max-length", 2048)
+    result = json.loads(run(*calibrate, "--output", tmp_path / "new" / "folder", "--json").stdout)
+    written = json.loads((tmp_path / "new" / "folder" / "calibration.json").read_text())
+    assert result["output"] == str(tmp_path / "new" / "folder" / "calibration.json")
+    assert list(written["data"]) == ["builtin:24", "builtin:12"] and written["rows"] == result["rows"]
+    assert result["largest_skip_budget"] == 0.6 and result["checks"][0]["skip_budget"] == 0.1
+    assert not (adapter / "calibration.json").exists()
+
+
+def test_a_stale_calibration_is_refused_and_made_anew(run, adapter, tmp_path):
+    mine = shutil.copytree(adapter, tmp_path / "mine")
+    calibrate = ("calibrate", "--adapter", mine, "--data", "builtin:12", "--max-length", 2048)
+    assert run(*calibrate).status == 0
+    path = mine / "calibration.json"
+    path.write_text(path.read_text().replace(json.loads(path.read_text())["routers"], "0" * 64))
+    refused = run("generate", "--adapter", mine, "--prompt", "Hi", "--skip-budget", "0.4")
+    assert refused.status == 2 and "belongs to other routers" in refused.stderr
+    assert run(*calibrate).status == 0
+    assert run("generate", "--adapter", mine, "--prompt", "Hi", "--max-new-tokens", 2).status == 0
+
+
 def test_demo_shows_both_routes_beside_the_backbone(run, adapter):
     outcome = run("demo", "--adapter", adapter, "--max-new-tokens", 3)
     assert outcome.status == 0, outcome.stderr
@@ -92,13 +134,17 @@ def test_info_lists_the_keys_of_a_recipe(run):
 
 
 GENERATE = ("generate", "--adapter", "{adapter}", "--max-new-tokens", "4")
+CALIBRATE = ("calibrate", "--adapter", "{adapter}")
 TRAIN = ("train", "--model", "{backbone}", "--output", "{tmp}/out")
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("trian",), "no command 'trian' (did you mean 'train'?); commands: demo, generate, info, train"),
+        (
+            ("trian",),
+            "no command 'trian' (did you mean 'train'?); commands: benchmark, calibrate, demo, generate, info, train",
+        ),
         (("train", "--modle", "x"), "No such option '--modle'. Did you mean '--model'?"),
         ((*TRAIN,), "Missing option '--data'"),
         ((*TRAIN, "--data", "builtin", "--recipe", "papre"), "did you mean 'paper'?"),
@@ -115,6 +161,19 @@ TRAIN = ("train", "--model", "{backbone}", "--output", "{tmp}/out")
         (("info", "--adapter", "smollm2-135n"), "adapter 'smollm2-135n'"),
         (("info", "--adapter", "{tmp}"), "adapter_config.json"),
         (("info", "--adapter", "{adapter}", "--recipe", "paper"), "--adapter and --recipe are given both"),
+        (CALIBRATE, "Missing option '--data'"),
+        (("calibrate", "--adapter", "smollm2-135n", "--data", "builtin"), "(did you mean 'smollm2-135m'?)"),
+        ((*CALIBRATE, "--data", "{tmp}/none.jsonl"), "none.jsonl"),
+        ((*CALIBRATE, "--data", "builtin:12", "--max-length", "4096"), "reads at most 2048 tokens"),
+        ((*CALIBRATE, "--data", "builtin:12", "--max-length", "9"), "steps fits into 9 tokens"),
+        ((*CALIBRATE, "--data", "builtin:12", "--rows", "1"), "'--rows'"),
+        (
+            (*CALIBRATE, "--data", "builtin:12", "--max-length", "2048", "--output", "{tmp}/role.json"),
+            "could not write",
+        ),
+        ((*GENERATE, "--prompt", "x", "--skip-budget", "lots"), "--skip-budget 'lots': expected a share"),
+        ((*GENERATE, "--prompt", "x", "--skip-budget", "answer="), "--skip-budget 'answer=': expected a share"),
+        ((*GENERATE, "--prompt", "x", "--skip-budget", "0.3"), "run `layerroute calibrate` on it"),
         (GENERATE, "give either --prompt TEXT or --messages FILE"),
         ((*GENERATE, "--prompt", "x", "--messages", "y"), "give either --prompt TEXT or --messages FILE"),
         ((*GENERATE, "--messages", "{tmp}/bad.json"), "bad.json: not valid JSON"),
@@ -145,7 +204,7 @@ def test_a_mistake_gets_one_line_and_status_2(args, message, run, adapter, backb
     assert "Traceback" not in outcome.stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "generate", "info", "train"])
+@pytest.mark.parametrize("command", ["calibrate", "demo", "generate", "info", "train"])
 def test_help_shows_examples(command, run):
     outcome = run(command, "--help")
     assert outcome.status == 0 and f"layerroute {command} -" in outcome.stdout

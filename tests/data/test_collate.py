@@ -11,13 +11,14 @@ import torch
 from layerroute.data.builtin import builtin_steps
 from layerroute.data.collate import StepCollator, StepDataset
 from layerroute.data.render import Sample
+from layerroute.data.steps import STEP_TYPES
 from layerroute.errors import ConfigError, DataError
 
 PAD = 99
 
 
-def sample(ids, prompt, step_type="answer"):
-    return Sample(array("i", ids), prompt, step_type, "s", "g", "g#0", False)
+def sample(ids, prompt, step_type="answer", thought=0, starts=()):
+    return Sample(array("i", ids), prompt, step_type, "s", "g", "g#0", False, thought, starts)
 
 
 SAMPLES = [sample([1, 2, 3, 4], 3, "planning"), sample([5, 6], 1, "tool_call")]
@@ -30,11 +31,14 @@ def test_right_padding_loss_on_the_target():
     assert batch["labels"].tolist() == [[-100, -100, -100, 4], [-100, 6, -100, -100]]
     assert batch["context_mask"].tolist() == [[True, True, True, False], [True, False, False, False]]
     assert batch["step_types"].tolist() == [1, 0]
+    assert batch["segment_ids"].tolist() == [[0] * 4] * 2 and batch["segment_types"].tolist() == [[1], [0]]
     assert {key: value.dtype for key, value in batch.items()} == {
         "input_ids": torch.int64,
         "attention_mask": torch.int64,
         "labels": torch.int64,
         "context_mask": torch.bool,
+        "segment_ids": torch.int64,
+        "segment_types": torch.int64,
         "step_types": torch.int64,
     }
 
@@ -45,6 +49,25 @@ def test_left_padding():
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
     assert batch["labels"].tolist() == [[-100, -100, -100, 4], [-100, -100, -100, 6]]
     assert batch["context_mask"].tolist() == [[True, True, True, False], [False, False, True, False]]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_segments_of_a_turn(side):
+    rows = [
+        sample([1, 2, 3, 4, 5, 6], 4, "tool_call", thought=2, starts=(4,)),  # a thought, then its call
+        sample([1, 2, 3, 4, 5], 2, "tool_call", starts=(2, 4)),  # two calls at once
+        sample([1, 2, 3], 2, "answer", thought=1),  # a thought, then no boundary
+    ]
+    batch = StepCollator(PAD, padding_side=side)(rows)
+    call, planning, answer = (STEP_TYPES.index(name) for name in ("tool_call", "planning", "answer"))
+    assert batch["segment_types"].tolist() == [[planning, call, -1], [call, call, call], [answer, -1, -1]]
+    assert batch["step_types"].tolist() == [call, call, answer]
+    there = batch["attention_mask"].bool()
+    segments = [row[mask].tolist() for row, mask in zip(batch["segment_ids"], there, strict=True)]
+    assert segments == [[0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 2], [0, 0, 0]]
+    contexts = [row[mask].sum().item() for row, mask in zip(batch["context_mask"], there, strict=True)]
+    assert contexts == [2, 2, 1] and not (batch["context_mask"] & ~there).any()
+    assert (batch["labels"] != -100).sum(1).tolist() == [2, 3, 1]
 
 
 def test_as_the_publication_trained():

@@ -156,6 +156,15 @@ def test_a_tools_answer_does_not_outlive_its_call(tokenizer, make_step):
     assert "<tool_call>" not in text and "RESULT" not in text and "and now?" in text
 
 
+def test_a_thought_keeps_the_message_that_it_answers(tokenizer, make_step):
+    """No template renders a thought alone, so such a step would be dropped."""
+    thought = {"role": "assistant", "content": "T" * 20, "partial": True}
+    step = make_step("tool_call", [*turns(("user", "A" * 50), ("assistant", "B" * 50), ("user", "C" * 50)), thought])
+    length = len(tokenize_step(tokenizer, step, 10_000).input_ids)
+    text = decoded(tokenizer, tokenize_step(tokenizer, step, length - 150))
+    assert "B" not in text and "C" * 10 in text and "C" * 50 not in text and "T" * 20 in text
+
+
 def test_then_the_system_text_then_the_last_message_lose_their_left(tokenizer, make_step, weather):
     step = make_step("tool_call", turns(("system", "S" * 40 + "E"), ("user", "x" * 40 + "y")), tools=[weather])
     length = len(tokenize_step(tokenizer, step, 10_000).input_ids)
@@ -188,7 +197,8 @@ def test_cuts_fit_and_keep_the_most_that_fits(tokenizer):
         system = step.messages[:1] if step.messages[0]["role"] == "system" else []
         rest = step.messages[len(system) :]
         room = limit - (len(full.input_ids) - full.prompt_length)
-        for start in range(1, len(rest)):
+        alone = not system and rest[-1].get("partial", False)
+        for start in range(1, len(rest) - alone):
             prompt = encode_prompt(tokenizer, [*system, *rest[start:]], step.tools)
             if len(prompt) <= room and rest[start]["role"] != "tool":
                 assert list(sample.input_ids[: sample.prompt_length]) == prompt

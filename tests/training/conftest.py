@@ -23,6 +23,7 @@ FAST = {
     "window": "4",
     "protect_first": "1",
     "protect_last": "1",
+    "boundaries": "[]",
     "save_every": "2",
     "log_every": "1",
     "validation_rows": "null",
@@ -61,15 +62,21 @@ def fast_recipe() -> Callable[..., Recipe]:
 
 @pytest.fixture
 def make_trainer(make_backbone, toy_data, tmp_path: Path) -> Callable[..., RoutedTrainer]:
-    """A trainer of a fresh tiny model; the same seed gives the same model."""
+    """A trainer of a fresh tiny model on `rows` (by default the toy task); the same seed gives the same model."""
 
-    def make(recipe: Recipe, folder: str = "checkpoints", evaluate: bool = False, **kwargs: object) -> RoutedTrainer:
+    def make(
+        recipe: Recipe,
+        folder: str = "checkpoints",
+        evaluate: bool = False,
+        rows: Callable[..., StepDataset] = toy_data,
+        **kwargs: object,
+    ) -> RoutedTrainer:
         model: RoutedModel = get_routed_model(make_backbone(blocks=4), recipe.router, lora_config(recipe))
-        held_out = toy_data(15, seed=1) if evaluate else None
+        held_out = rows(15, seed=1) if evaluate else None
         return RoutedTrainer(
             model,
             recipe,
-            toy_data(),
+            rows(),
             held_out,
             pad_token_id=0,
             checkpoints=tmp_path / folder,

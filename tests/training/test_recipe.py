@@ -54,6 +54,7 @@ def test_default_follows_the_design():
     router = recipe.router
     assert (router.position, router.normalize, router.window) == ("early", True, 32)
     assert (router.protect_first, router.protect_last) == (2, 1)
+    assert router.boundaries == ("template",) and load_recipe("paper").router.boundaries == ()
     assert recipe.objective.penalty == "budget"
     assert recipe.objective.pool_over == "prompt" and recipe.objective.loss_on == "target"
     recipe.check_blocks(30)
@@ -87,12 +88,20 @@ def test_a_file_changes_default(tmp_path):
 
 def test_overrides_dotted_and_bare():
     recipe = load_recipe(
-        "default", {"training.steps": "20", "router_lr": "2e-4", "betas": "[0.8, 0.9]", "pooling": "joint"}
+        "default",
+        {
+            "training.steps": "20",
+            "router_lr": "2e-4",
+            "betas": "[0.8, 0.9]",
+            "pooling": "joint",
+            "boundaries": "[template, '[CALL]', [7, 8]]",
+        },
     )
     assert recipe.training.steps == 20
     assert recipe.optimizer.router_lr == 2e-4
     assert recipe.optimizer.betas == (0.8, 0.9)
     assert recipe.router.pooling == "joint"
+    assert recipe.router.boundaries == ("template", "[CALL]", (7, 8))
     soft = load_recipe("default", {"penalty": "soft_mean", "objective.budgets": "null"})
     assert soft.objective.budgets is None
 
@@ -118,6 +127,11 @@ def test_recipe_survives_json():
         ({"betas": "[1, 0.9]"}, r"betas=\[1\.0, 0\.9\]"),
         ({"min_lr": "1"}, r"min_lr=1\.0 exceeds"),
         ({"context": "window", "position": "block"}, r"context='window' needs position='early'"),
+        (
+            {"pool_over": "sequence"},
+            r"router\.boundaries=\['template'\] with objective\.pool_over='sequence': .*boundaries=\[\]",
+        ),
+        ({"position": "block"}, r"boundaries=\['template'\] needs position='early'"),
         ({"training": "3"}, r"training=3: Input should be a valid dictionary"),
     ],
 )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,40 @@ def test_a_run_leaves_a_complete_adapter(workplace, fast_recipe):
     top = {path.name for path in (workplace / "out").iterdir()}
     assert {"train_log.jsonl", "checkpoints", "README.md"} <= top
     assert not [name for name in top if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+
+
+def with_thought(index: int) -> Step:
+    thought = {"role": "assistant", "content": "plan", "partial": True}
+    step = row(3 * index)
+    return replace(step, id=f"t{index}", group=f"t{index}", messages=[*step.messages, thought])
+
+
+THOUGHTFUL = (
+    "{% for m in messages %}{{ m['role'] }} {{ m['content'] or '' }}"
+    "{% for call in m['tool_calls'] or [] %} lookup call{% endfor %} </s> {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}{% if tools %}{% endif %}"
+)
+
+
+def test_a_turn_is_routed_again_at_a_boundary(workplace, fast_recipe):
+    write_steps(workplace / "rows.jsonl", [*map(row, range(12)), *map(with_thought, range(8))])
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(workplace / "model")
+    tokenizer.chat_template = THOUGHTFUL
+    tokenizer.save_pretrained(workplace / "model")
+    result = run(workplace, fast_recipe(steps=2, validation_share=0.3, boundaries="['lookup']"), "out")
+    figures = {f"eval_first_segment_skip_rate_{name}" for name in ("planning", "tool_call")}
+    assert figures <= result.final.keys() and "eval_first_segment_skip_rate_planning: " in result.summary()
+    loaded = RoutedModel.from_pretrained(workplace / "out")
+    assert loaded.router_config.boundaries == (tuple(tokenizer.encode("lookup", add_special_tokens=False)),)
+
+
+def test_boundaries_that_the_backbone_does_not_write(workplace, fast_recipe, caplog):
+    with pytest.raises(ConfigError, match="boundaries: this tokenizer cannot write '<tool_call>'"):
+        run(workplace, fast_recipe(boundaries="['<tool_call>']"), "out")
+    assert not (workplace / "out").exists()
+    run(workplace, fast_recipe(steps=1, boundaries="[template]"), "out")
+    assert "router.boundaries=['template']: the chat template writes none of the known markers" in caplog.text
+    assert RoutedModel.from_pretrained(workplace / "out").router_config.boundaries == ()
 
 
 KILLED = """

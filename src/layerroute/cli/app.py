@@ -22,7 +22,7 @@ from layerroute.errors import LayerRouteError, TrainingInterrupted
 
 __all__ = ["main", "print_result"]
 
-_COMMANDS = ("demo", "generate", "info", "train")
+_COMMANDS = ("benchmark", "calibrate", "demo", "generate", "info", "train")
 
 
 class _Commands(click.Group):

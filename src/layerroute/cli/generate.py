@@ -19,6 +19,7 @@ Examples:
   layerroute generate --adapter smollm2-135m --prompt "Plan a birthday party for ten."
   layerroute generate --adapter smollm2-135m --prompt "Weather in Oslo?" --tools tools.json
   layerroute generate --adapter my-adapter --messages chat.json --temperature 0.7 --seed 1 --json
+  layerroute generate --adapter my-adapter --prompt "Weather in Oslo?" --skip-budget tool_call=0.3
   cat chat.json | layerroute generate --adapter my-adapter --messages -
 
 tools.json holds a list of {"name", "description", "parameters": JSON Schema}, or OpenAI's form of
@@ -34,6 +35,9 @@ it; chat.json a list of {"role", "content"} messages.
 @click.option("--backbone", help="Where the backbone is, if not under the name that the adapter records.")
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(min=0), help="0 is greedy.")
+@click.option(
+    "--skip-budget", help="Average share of blocks to skip, such as 0.3, or tool_call=0.3 over one step type."
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Of sampling.")
 @click.option("--device", help="Such as cuda or cpu.  [default: cuda if there is one]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -45,6 +49,7 @@ def generate(
     backbone: str | None,
     max_new_tokens: int,
     temperature: float,
+    skip_budget: str | None,
     seed: int,
     device: str | None,
     as_json: bool,
@@ -52,6 +57,7 @@ def generate(
     """Generate the next step. The text goes to stdout, the route and its cost to stderr."""
     conversation = _conversation(prompt, messages)
     schemas = _read_json(tools, "--tools") if tools else None
+    budget = None if skip_budget is None else _skip_budget(skip_budget)
 
     from transformers import set_seed
 
@@ -65,7 +71,8 @@ def generate(
     model, tokenizer = load_adapter(adapter, backbone, device)
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    step = complete(model, tokenizer, conversation, schemas, max_new_tokens=max_new_tokens, **sampling)
+    request = {"skip_budget": budget, **sampling}
+    step = complete(model, tokenizer, conversation, schemas, max_new_tokens=max_new_tokens, **request)
 
     executed = executed_flops(model, step.route, step.prompt_tokens, step.new_tokens)
     whole = backbone_flops(model, step.prompt_tokens, step.new_tokens)
@@ -103,6 +110,19 @@ def _conversation(prompt: str | None, messages: str | None) -> list[dict[str, An
     if not isinstance(loaded, list) or not loaded:
         raise DataError(f"--messages {messages}: expected a list of messages")
     return loaded
+
+
+def _skip_budget(text: str) -> float | dict[str, float]:
+    """A share, or a step type's share; both are checked where the threshold is looked up."""
+    step_type, equals, share = text.rpartition("=")
+    try:
+        number = float(share)
+    except ValueError:
+        raise ConfigError(
+            f"--skip-budget {text!r}: expected a share of all blocks such as 0.3, or of one step type such as "
+            "tool_call=0.3"
+        ) from None
+    return {step_type: number} if equals else number
 
 
 def _read_json(name: str, option: str) -> Any:

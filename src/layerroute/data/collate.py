@@ -1,7 +1,8 @@
 """Samples to padded batches.
 
-Contract: a batch says for every token whether it is there (`attention_mask`), whether it is learned (`labels`) and
-whether the route may read it (`context_mask`). Boundary: knows nothing of models or of how text became tokens.
+Contract: a batch says for every token whether it is there (`attention_mask`), whether it is learned (`labels`), whether
+the first route may read it (`context_mask`) and which route governs it (`segment_ids`). Boundary: knows nothing of
+models or of how text became tokens.
 """
 
 from __future__ import annotations
@@ -38,13 +39,19 @@ class StepDataset(Dataset[Sample]):
         """Steps whose messages were cut from the left."""
 
     @classmethod
-    def from_steps(cls, tokenizer: PreTrainedTokenizerBase, steps: Iterable[Step], max_length: int) -> StepDataset:
-        """Tokenise steps to at most `max_length` tokens each.
+    def from_steps(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        steps: Iterable[Step],
+        max_length: int,
+        boundaries: Sequence[Sequence[int]] = (),
+    ) -> StepDataset:
+        """Tokenise steps to at most `max_length` tokens each, their turns parted at `boundaries` (token-id sequences).
 
         Raises:
             DataError: a step that the chat template cannot render, or not one step that fits.
         """
-        made = [_tokenize(tokenizer, step, max_length) for step in steps]
+        made = [_tokenize(tokenizer, step, max_length, boundaries) for step in steps]
         samples = [sample for sample in made if sample is not None]
         if not samples:
             raise DataError(f"none of {len(made)} steps fits into {max_length} tokens; raise the maximum length")
@@ -57,9 +64,11 @@ class StepDataset(Dataset[Sample]):
         return self.samples[index]
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, step: Step, max_length: int) -> Sample | None:
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, step: Step, max_length: int, boundaries: Sequence[Sequence[int]]
+) -> Sample | None:
     try:
-        return tokenize_step(tokenizer, step, max_length)
+        return tokenize_step(tokenizer, step, max_length, boundaries)
     except DataError as error:
         raise DataError(f"step {step.id!r} of {step.source!r}: {error}") from None
 
@@ -72,8 +81,8 @@ class StepCollator:
     loss_on: Literal["target", "all"] = "target"
     """Which tokens are learned: the target's, or every one (the publication)."""
     pool_over: Literal["prompt", "sequence"] = "prompt"
-    """What the route may read: the prompt, or every position of the padded row, padding and target too. The latter
-    is how the publication trained; such a route is not causal."""
+    """What the first route may read: the prompt without the turn's own thought, or every position of the padded row,
+    padding and target too. The latter is how the publication trained; such a route is not causal."""
     padding_side: Literal["right", "left"] = "right"
 
     def __post_init__(self) -> None:
@@ -87,17 +96,22 @@ class StepCollator:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(values)}")
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """A batch of B samples, padded to the longest, T.
+        """A batch of B samples, padded to the longest, T, whose turns have at most K segments.
 
         Returns:
             `input_ids`, `attention_mask` and `labels` (-100 outside the loss), int64 `[B, T]`; `context_mask`, bool
-            `[B, T]`; `step_types`, int64 `[B]`, index into `STEP_TYPES`.
+            `[B, T]`; `segment_ids`, int64 `[B, T]`, k from the k-th boundary on and 0 before the first and at padding;
+            `segment_types`, int64 `[B, K]`, index into `STEP_TYPES`, -1 where a row has no such segment;
+            `step_types`, int64 `[B]`, that of each row's last segment.
         """
         shape = len(samples), max(len(sample.input_ids) for sample in samples)
         input_ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
         attention_mask = torch.zeros(shape, dtype=torch.long)
         labels = torch.full(shape, IGNORED, dtype=torch.long)
         context_mask = torch.full(shape, self.pool_over == "sequence", dtype=torch.bool)
+        segment_ids = torch.zeros(shape, dtype=torch.long)
+        types = [_segment_types(sample) for sample in samples]
+        segment_types = torch.full((len(samples), max(map(len, types))), -1, dtype=torch.long)
         for row, sample in enumerate(samples):
             length = len(sample.input_ids)
             start = shape[1] - length if self.padding_side == "left" else 0
@@ -106,11 +120,24 @@ class StepCollator:
             input_ids[row, start:end] = torch.tensor(sample.input_ids, dtype=torch.long)
             attention_mask[row, start:end] = 1
             labels[row, learned] = input_ids[row, learned]
-            context_mask[row, start:middle] = True
+            context_mask[row, start : start + sample.context_length] = True
+            for segment, begin in enumerate(sample.segment_starts, start=1):
+                segment_ids[row, start + begin : end] = segment
+            segment_types[row, : len(types[row])] = torch.tensor(types[row])
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": labels,
             "context_mask": context_mask,
+            "segment_ids": segment_ids,
+            "segment_types": segment_types,
             "step_types": torch.tensor([STEP_TYPES.index(sample.step_type) for sample in samples]),
         }
+
+
+def _segment_types(sample: Sample) -> list[int]:
+    """Each segment's step type: the step's own, but that a segment which governs the thought before it is planning."""
+    types = [sample.step_type] * (1 + len(sample.segment_starts))
+    if sample.thought_length and sample.segment_starts:
+        types[0] = "planning"
+    return [STEP_TYPES.index(name) for name in types]

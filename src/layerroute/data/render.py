@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from layerroute.data.boundaries import boundary_ends
 from layerroute.data.chat import normalize_message, normalize_tool
 from layerroute.data.steps import Step
 from layerroute.errors import DataError
@@ -38,6 +39,16 @@ class Sample:
     id: str
     cut: bool
     """Whether messages were cut to make the step fit."""
+    thought_length: int = 0
+    """So many tokens at the end of the prompt are of the turn itself (a thought that the target goes on from): the
+    turn's first segment governs them, and its route is decided before them. 0 where a turn has one route."""
+    segment_starts: tuple[int, ...] = ()
+    """Where the turn's second and later segments start: the positions at which a boundary ends."""
+
+    @property
+    def context_length(self) -> int:
+        """`input_ids[:context_length]` is what the turn's first route may depend on."""
+        return self.prompt_length - self.thought_length
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Tools | None = None) -> str:
@@ -97,13 +108,19 @@ def render_step(tokenizer: PreTrainedTokenizerBase, step: Step) -> tuple[str, st
 
 def _common(prompt: str, whole: str) -> int:
     """Where the prompt and the whole turn part; only white space of the prompt may lie behind it."""
-    shared = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole))
+    shared = _shared(prompt, whole)
     if prompt[shared:].strip():
         raise DataError(
             "the chat template renders the whole turn differently from its prompt, at "
             f"{whole[max(0, shared - 20) : shared + 20]!r}; use a template whose turns continue its prompts"
         )
     return shared
+
+
+def _shared(first: Sequence[object], second: Sequence[object]) -> int:
+    """Length of the common prefix."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _joined(thought: str, text: str) -> str:
@@ -167,8 +184,12 @@ def _wrap_calls(message: dict[str, Any]) -> dict[str, Any]:
     return {**plain, "tool_calls": calls} if calls else plain
 
 
-def tokenize_step(tokenizer: PreTrainedTokenizerBase, step: Step, max_length: int) -> Sample | None:
+def tokenize_step(
+    tokenizer: PreTrainedTokenizerBase, step: Step, max_length: int, boundaries: Sequence[Sequence[int]] = ()
+) -> Sample | None:
     """A step as tokens, at most `max_length` of them, or None where target and tools alone do not fit.
+
+    With `boundaries` (token-id sequences) the sample says where the segments of its turn start.
 
     What does not fit is cut from the left of the messages: the oldest messages but the system's, whole; then the left
     of the system message's text; then the left of the last message's text. Target and tool schemas are never cut.
@@ -193,17 +214,32 @@ def tokenize_step(tokenizer: PreTrainedTokenizerBase, step: Step, max_length: in
         shortened = _cut(step, fits)
         if shortened is None:
             return None
-        prompt, target = tokens(shortened)
+        step = shortened
+        prompt, target = tokens(step)
     ids = array("i", [*prompt, *target])
-    return Sample(ids, len(prompt), step.step_type, step.source, step.group, step.id, is_cut)
+    thought = _thought_length(tokenizer, step, prompt) if boundaries else 0
+    # a segment of the last token alone would govern nothing that is learned
+    starts = tuple(p for p in boundary_ends(ids, boundaries, len(prompt) - thought) if p < len(ids) - 1)
+    return Sample(ids, len(prompt), step.step_type, step.source, step.group, step.id, is_cut, thought, starts)
+
+
+def _thought_length(tokenizer: PreTrainedTokenizerBase, step: Step, prompt: list[int]) -> int:
+    """How many of the prompt's last tokens are of the turn's own thought."""
+    *before, last = _uniform(step.messages)
+    if not last.get("partial"):
+        return 0
+    head = _render(tokenizer, before, _wrap_tools(step.tools), prompt=True)
+    return len(prompt) - _shared(encode(tokenizer, head), prompt)
 
 
 def _cut(step: Step, fits: Callable[[Step], bool]) -> Step | None:
     """The longest cut of the step that fits; each stage is a search by halves, as rendering is what takes time."""
     system = [message for message in step.messages[:1] if message["role"] == "system" and len(step.messages) > 1]
     rest = step.messages[len(system) :]
+    alone = rest[-1].get("partial") and not system and len(rest) > 1  # a thought alone is no conversation
+    last = len(rest) - (2 if alone else 1)
     # a tool's answer does not stand first: the call that it answers is gone
-    starts = [i for i in range(len(rest)) if i == len(rest) - 1 or (i and rest[i]["role"] != "tool")]
+    starts = [i for i in range(last + 1) if i == last or (i and rest[i]["role"] != "tool")]
 
     def without(start: int) -> Step:
         return replace(step, messages=[*system, *rest[start:]])

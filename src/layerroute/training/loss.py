@@ -20,12 +20,15 @@ from layerroute.training.recipe import Recipe
 
 __all__ = ["MODEL_INPUTS", "RoutedLoss"]
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "context_mask")
+MODEL_INPUTS = ("input_ids", "attention_mask", "context_mask", "segment_ids")
 """The keys of a batch that the model takes; labels and step types stay with the loss."""
 
 
 class RoutedLoss:
     """Cross-entropy, penalty and distillation of a `RoutedModel`.
+
+    The penalty, the gates' cost and every figure of the gates count decisions: one for each segment of a row's turn,
+    each under its own step type.
 
     Args:
         recipe: every weight and schedule.
@@ -87,8 +90,10 @@ class RoutedLoss:
         wanted = targets != -100
         cross_entropy = objective.cross_entropy_sum(out.logits[wanted], targets[wanted])
         distillation = self._distillation(routed, batch, positions, targets, out)
-        penalty = self._penalty(out, inputs["step_types"], step)
-        gate_cost = self._gate_cost(out, inputs["step_types"]) if measured else torch.zeros_like(penalty)
+        present = inputs["segment_types"] >= 0
+        gates, gate_probs, types = out.gates[present], out.gate_probs[present], inputs["segment_types"][present]
+        penalty = self._penalty(gates, gate_probs, types, step)
+        gate_cost = self._gate_cost(gates, types) if measured else torch.zeros_like(penalty)
         own_tokens = wanted.sum()
         update_tokens = own_tokens if tokens is None else tokens
         lm_loss = (cross_entropy + settings.distillation_weight * distillation) / update_tokens
@@ -99,19 +104,19 @@ class RoutedLoss:
         self.means.add("distillation", distillation, own_tokens)
         self.means.add("penalty", penalty, torch.ones_like(penalty))
         self.means.add("gate_cost", gate_cost, torch.ones_like(penalty))
-        moved = objective.gate_movement(out.gate_probs, routed.routers.initial_logit, routed.routable)
+        moved = objective.gate_movement(gate_probs, routed.routers.initial_logit, routed.routable)
         self.means.add("gate_movement", moved, torch.ones_like(moved))
         return loss, out
 
-    def _gate_cost(self, out: RoutedOutput, step_types: Tensor) -> Tensor:
-        assert self.costs is not None and out.gates is not None
-        return objective.gate_cost(out.gates, self.costs, step_types)
+    def _gate_cost(self, gates: Tensor, types: Tensor) -> Tensor:
+        assert self.costs is not None
+        return objective.gate_cost(gates, self.costs, types)
 
     def _distillation(
         self, routed: RoutedModel, batch: dict[str, Tensor], positions: Tensor, targets: Tensor, out: Any
     ) -> Tensor:
-        """Summed divergence from the full-depth pass, over the loss tokens of the rows that skip."""
-        rows = (~out.routes).any(1).nonzero().squeeze(1)
+        """Summed divergence from the full-depth pass, over the loss tokens of the rows that skip in any segment."""
+        rows = (~out.routes).flatten(1).any(1).nonzero().squeeze(1)
         if not self.settings.distillation_weight or not len(rows):
             return torch.zeros((), device=out.logits.device)
         skipping = {name: value[rows] for name, value in batch.items()}
@@ -121,12 +126,13 @@ class RoutedLoss:
         routed.train()
         return objective.distillation_loss(out.logits[rows], teacher, targets[rows])
 
-    def _penalty(self, out: Any, step_types: Tensor, step: int) -> Tensor:
-        sums, counts = objective.skip_sums(out.gates, step_types, len(STEP_TYPES))
+    def _penalty(self, gates: Tensor, gate_probs: Tensor, types: Tensor, step: int) -> Tensor:
+        """The penalty of decisions: gates and their probabilities float32 `[n, blocks]`, step types int64 `[n]`."""
+        sums, counts = objective.skip_sums(gates, types, len(STEP_TYPES))
         for index, name in enumerate(STEP_TYPES):
             self.means.add(f"skip_rate_{name}", sums[index], counts[index])
         if self.settings.penalty == "soft_mean":
-            return objective.soft_mean_penalty(out.gate_probs)
+            return objective.soft_mean_penalty(gate_probs)
         totals, rows = self.reduce(torch.stack([sums.detach(), counts]))
         shared = rows.clamp(min=1)
         self.running = objective.running_rates(self.running, totals / shared, rows, self.settings.statistic_decay)

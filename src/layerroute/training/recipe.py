@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from layerroute.config import RouterConfig, Settings, nearest
 from layerroute.errors import ConfigError
@@ -31,6 +31,16 @@ class Recipe(Settings):
     objective: ObjectiveSettings
     optimizer: OptimizerSettings
     training: TrainingSettings
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.router.boundaries and self.objective.pool_over == "sequence":
+            raise ValueError(
+                f"router.boundaries={list(self.router.boundaries)} with objective.pool_over='sequence': routers that "
+                "read the whole sequence have nothing to decide again at a boundary; use pool_over='prompt', or "
+                "boundaries=[]"
+            )
+        return self
 
     def check_blocks(self, blocks: int) -> None:
         """Refuse what a backbone of `blocks` blocks cannot do.

@@ -20,6 +20,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
+from layerroute.data.boundaries import boundary_tokens
 from layerroute.data.collate import StepDataset
 from layerroute.data.load import Loaded, load_steps
 from layerroute.data.render import Sample
@@ -64,7 +65,8 @@ class TrainResult:
         lines = [f"{name} rows: {_counts(rows)}" for name, rows in self.rows.items()]
         lines[0] += f"; {self.cut} cut to fit, {self.dropped} dropped"
         shown = ("cross_entropy", "penalty", "eval_loss", "eval_full_loss")
-        skips = [f"{prefix}skip_rate_{name}" for prefix in ("", "eval_") for name in STEP_TYPES]
+        kinds = ("", "eval_", "eval_first_segment_")
+        skips = [f"{kind}skip_rate_{name}" for kind in kinds for name in STEP_TYPES]
         lines += [f"{name}: {self.final[name]:.4f}" for name in (*shown, *skips) if name in self.final]
         return "\n".join([*lines, f"adapter: {self.output} ({self.updates} updates, {self.seconds:.0f} s)"])
 
@@ -103,7 +105,8 @@ def train(
     loaded = load_steps(data_specs, seed=settings.seed, limit_per_source=settings.rows_per_source)
     backbone, tokenizer = load_backbone(model_name, dtype=_DTYPES[settings.precision])
     _check_backbone(recipe, backbone)
-    train_set, validation_set = _datasets(tokenizer, loaded, recipe)
+    boundaries = _boundaries(tokenizer, recipe)
+    train_set, validation_set = _datasets(tokenizer, loaded, recipe, boundaries)
     rows = _rows(train_set, validation_set)
     for spec, count in loaded.skipped.items():
         _LOG.warning("data %s: %d rows could not be converted and are left out", spec, count)
@@ -121,7 +124,8 @@ def train(
         _LOG.info("%s rows: %s", part, _counts(counts))
 
     set_seed(settings.seed)
-    model = get_routed_model(backbone, recipe.router, lora_config(recipe))
+    router_config = recipe.router.model_copy(update={"boundaries": boundaries})
+    model = get_routed_model(backbone, router_config, lora_config(recipe))
     stopper = StopOnSignal()
     trainer = RoutedTrainer(
         model,
@@ -191,17 +195,30 @@ def lora_config(recipe: Recipe) -> LoraConfig:
     return LoraConfig(r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, lora_dropout=recipe.lora.dropout)
 
 
+def _boundaries(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> tuple[tuple[int, ...], ...]:
+    """The recipe's boundaries as token ids."""
+    markers = recipe.router.boundaries
+    boundaries = boundary_tokens(tokenizer, markers)
+    if markers and not boundaries:
+        _LOG.warning(
+            "router.boundaries=%s: the chat template writes none of the known markers, so a turn has one route; give "
+            "the text that opens its calls",
+            list(markers),
+        )
+    return boundaries
+
+
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
     """Any token will do: the attention mask hides it."""
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
 
 def _datasets(
-    tokenizer: PreTrainedTokenizerBase, loaded: Loaded, recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase, loaded: Loaded, recipe: Recipe, boundaries: Sequence[Sequence[int]]
 ) -> tuple[StepDataset, StepDataset | None]:
     """Tokenise, and split by group. The training part carries the counts of cut and dropped rows of both."""
     settings = recipe.training
-    everything = StepDataset.from_steps(tokenizer, loaded.steps, settings.max_length)
+    everything = StepDataset.from_steps(tokenizer, loaded.steps, settings.max_length, boundaries)
     _, held = split_by_group(loaded.steps, settings.validation_share, settings.seed)
     groups = {step.group for step in held}
     train_set = StepDataset([s for s in everything.samples if s.group not in groups], everything.dropped)
