@@ -23,7 +23,12 @@ def both(model, ids, **arguments):
     mask = arguments.pop("attention_mask", torch.ones_like(ids))
     return [
         model.generate(
-            ids, attention_mask=mask, compiled=compiled, return_dict_in_generate=True, output_logits=True, **GREEDY,
+            ids,
+            attention_mask=mask,
+            compiled=compiled,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **GREEDY,
             **arguments,
         )
         for compiled in (False, True)

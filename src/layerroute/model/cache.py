@@ -31,11 +31,11 @@ class RoomyLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Append `[rows, heads, new, dim]` and return all keys and values, views of the buffers."""
-        length = self.keys.shape[-2] if self.is_initialized else 0
+        length = 0 if self.keys is None else self.keys.shape[-2]
         end = length + key_states.shape[-2]
         if self._buffers is None or end > self._buffers[0].shape[-2]:
             self._buffers = self._roomier(key_states, end), self._roomier(value_states, end)
-            if length:
+            if self.keys is not None and self.values is not None:
                 self._buffers[0][..., :length, :], self._buffers[1][..., :length, :] = self.keys, self.values
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
         keys, values = self._buffers
@@ -49,7 +49,7 @@ class RoomyLayer(DynamicLayer):
 
     def keep(self, length: int, rows: Tensor | None = None) -> None:
         """Forget positions from `length` on, and all rows but `rows` (int64 `[k]`)."""
-        if not self.is_initialized:
+        if self.keys is None or self.values is None:
             return
         if rows is not None and not len(rows):
             self.reset()
@@ -71,8 +71,7 @@ class RoomyLayer(DynamicLayer):
     @property
     def nbytes(self) -> int:
         """Bytes held, room included."""
-        held = self._buffers or ((self.keys, self.values) if self.is_initialized else ())
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return _bytes(self._buffers or (self.keys, self.values))
 
 
 class RoutedCache(DynamicCache):
@@ -120,7 +119,8 @@ class RoutedCache(DynamicCache):
     def keep_rows(self, index: int, rows: Sequence[int]) -> None:
         """Forget, in block `index`, all but these of the rows that it holds."""
         layer = self.layers[index]
-        if not layer.is_initialized:
+        assert isinstance(layer, DynamicLayer)
+        if layer.keys is None:
             return
         chosen = torch.tensor(rows, dtype=torch.long, device=layer.keys.device)
         if isinstance(layer, RoomyLayer):
@@ -140,12 +140,11 @@ class RoutedCache(DynamicCache):
 
     def nbytes(self) -> int:
         """Return the bytes held in keys and values."""
-        return sum(_bytes(layer) for layer in self.layers)
+        layers = [layer for layer in self.layers if isinstance(layer, DynamicLayer)]
+        return sum(
+            layer.nbytes if isinstance(layer, RoomyLayer) else _bytes((layer.keys, layer.values)) for layer in layers
+        )
 
 
-def _bytes(layer: object) -> int:
-    if isinstance(layer, RoomyLayer):
-        return layer.nbytes
-    assert isinstance(layer, DynamicLayer)
-    tensors = (layer.keys, layer.values) if layer.is_initialized else ()
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+def _bytes(tensors: Sequence[Tensor | None]) -> int:
+    return sum(int(tensor.numel()) * tensor.element_size() for tensor in tensors if tensor is not None)

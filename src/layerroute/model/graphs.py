@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, StaticCache
+from transformers import Cache, PreTrainedModel, StaticCache
 
-from layerroute.model.cache import RoomyLayer, RoutedCache
+from layerroute.model.cache import RoutedCache
 
 if TYPE_CHECKING:
     from layerroute.model.routed import RoutedModel
@@ -127,6 +127,7 @@ class _Graph:
         if key.remember:
             position = next(i for i, index in enumerate(self.open) if index >= model.routable[0])
             self.tap = blocks[position] = _Tap(blocks[position], key.capacity)
+        self.dtype = model.backbone.dtype
         self.additive = model.config._attn_implementation == "eager"
         view: Any = without_blocks(model.backbone, model.structure.decoder, blocks)
         cache, tapped = self.cache, self.tap is not None
@@ -152,7 +153,7 @@ class _Graph:
         """Copy the keys and values of `rows` in, and what the prompt's mask hides of them."""
         length = cache.get_seq_length()
         for index in self.open:
-            held, static = cache.layers[index], self.cache.layers[index]
+            held, static = _layer(cache, index), _layer(self.cache, index)
             of_block = cache.routing.open_rows(index)
             chosen = torch.tensor([of_block.index(row) for row in rows], device=held.keys.device)
             keys, values = held.keys.index_select(0, chosen), held.values.index_select(0, chosen)
@@ -161,8 +162,9 @@ class _Graph:
             static.keys[:, :, :length].copy_(keys)
             static.values[:, :, :length].copy_(values)
             static.cumulative_length.fill_(length)
-        dtype = self.cache.layers[self.open[0]].keys.dtype if self.additive else torch.bool
-        self._shown, hidden = (0.0, torch.finfo(dtype).min) if self.additive else (True, False)
+        dtype = self.dtype if self.additive else torch.bool
+        self._shown: float = 0.0 if self.additive else True
+        hidden = torch.finfo(dtype).min if self.additive else False
         chosen_mask = mask[rows, None, None].bool()
         self.mask = torch.full((len(rows), 1, 1, self.capacity), hidden, dtype=dtype, device=mask.device)
         self.mask[..., :length] = self._shown
@@ -233,8 +235,7 @@ class GraphRun:
         of_block = self.cache.routing.open_rows(index)
         if not of_block:
             return
-        layer = self.cache.layers[index]
-        assert isinstance(layer, RoomyLayer)
+        layer = _layer(self.cache, index)
         new = slice(self.begin, self.length)
         shape = (len(of_block), layer.keys.shape[1], self.length - self.begin)
         keys = layer.keys.new_empty(*shape, layer.keys.shape[-1])
@@ -242,7 +243,7 @@ class GraphRun:
         for graph, rows in self.groups:
             if index in graph.open:
                 places = [of_block.index(row) for row in rows]
-                static = graph.cache.layers[index]
+                static = _layer(graph.cache, index)
                 keys[places], values[places] = static.keys[:, :, new], static.values[:, :, new]
         layer.update(keys, values)
 
@@ -254,6 +255,11 @@ class GraphRun:
             assert graph.tap is not None and graph.tap.hidden is not None
             noted[chosen] = graph.tap.hidden[:, self.begin : self.length]
         return noted
+
+
+def _layer(cache: Cache, index: int) -> Any:
+    """A block's part of a cache; transformers types it as any kind of layer."""
+    return cache.layers[index]
 
 
 def without_blocks(backbone: PreTrainedModel, decoder: nn.Module, blocks: list[nn.Module]) -> nn.Module:

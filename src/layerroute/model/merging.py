@@ -6,10 +6,12 @@ each. Here the original weights are kept aside and put back, and while merged th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerroute.errors import ConfigError
 
@@ -30,7 +32,8 @@ class MergedLora:
             for name, layer in parent.named_children()
             if isinstance(layer, LoraLayer)
         ]
-        self._aside = [_merged_weight(layer) for _, _, layer in self._places]
+        self._weights = [_weight(layer) for _, _, layer in self._places]
+        self._aside = [_merged(layer) for _, _, layer in self._places]
         """The weights that the model does not hold now: the merged ones here, the original ones once applied."""
         self.apply()
 
@@ -43,19 +46,23 @@ class MergedLora:
     def restore(self) -> None:
         """Put the LoRA layers and the original weights back."""
         self._swap()
-        for parent, name, layer in self._places:
-            setattr(parent, name, layer.to(layer.get_base_layer().weight.device))
+        for (parent, name, layer), weight in zip(self._places, self._weights, strict=True):
+            setattr(parent, name, layer.to(weight.device))
 
     def _swap(self) -> None:
-        for position, (_, _, layer) in enumerate(self._places):
-            weight = layer.get_base_layer().weight
+        for position, weight in enumerate(self._weights):
             weight.data, self._aside[position] = self._aside[position].to(weight.device), weight.data
 
 
+def _weight(layer: LoraLayer) -> Tensor:
+    weight = layer.get_base_layer().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 @torch.no_grad()
-def _merged_weight(layer: nn.Module) -> Tensor:
-    assert isinstance(layer, LoraLayer)
-    weight: Tensor = layer.get_base_layer().weight
+def _merged(layer: Any) -> Tensor:
+    weight = _weight(layer)
     if not weight.is_floating_point():
         raise ConfigError(f"merge_adapter: weights of type {weight.dtype} are quantised; load the backbone unquantised")
     merged = weight.float()
