@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel, StaticCache
+from torch.nn import functional
+from transformers import AttentionInterface, Cache, PreTrainedModel, StaticCache
 
 from layerroute.model.cache import RoutedCache
 
@@ -36,6 +39,8 @@ class _Key(NamedTuple):
     rows: int
     capacity: int
     remember: bool
+    dtype: torch.dtype
+    device: torch.device
 
 
 class DecodeGraphs:
@@ -78,7 +83,8 @@ class DecodeGraphs:
         capacity = -(-end // _CAPACITY_STEP) * _CAPACITY_STEP
         found = []
         for route, rows in groups.items():
-            graph = self._get(model, _Key(route, len(rows), capacity, cache.routing.remember))
+            kind = cache.routing.remember, model.backbone.dtype, model.device
+            graph = self._get(model, _Key(route, len(rows), capacity, *kind))
             if graph is None:
                 return None
             found.append((graph, rows))
@@ -122,13 +128,11 @@ class _Graph:
         self.capacity = key.capacity
         self.busy = False
         self.cache = StaticCache(config=model.config.get_text_config(), max_cache_len=key.capacity)
-        blocks: list[nn.Module] = [model.structure.blocks[index] for index in self.open]
+        blocks = [_decoding_block(model.structure.blocks[index]) for index in self.open]
         self.tap: _Tap | None = None
         if key.remember:
             position = next(i for i, index in enumerate(self.open) if index >= model.routable[0])
             self.tap = blocks[position] = _Tap(blocks[position], key.capacity)
-        self.dtype = model.backbone.dtype
-        self.additive = model.config._attn_implementation == "eager"
         view: Any = without_blocks(model.backbone, model.structure.decoder, blocks)
         cache, tapped = self.cache, self.tap is not None
 
@@ -146,8 +150,7 @@ class _Graph:
             logits: Tensor = out.logits
             return logits
 
-        mode = "reduce-overhead" if model.device.type == "cuda" else None
-        self._step = torch.compile(step, dynamic=False, mode=mode)
+        self._step = torch.compile(_apart(step), dynamic=False, options=_options(model.device))
 
     def load(self, cache: RoutedCache, rows: list[int], mask: Tensor) -> None:
         """Copy the keys and values of `rows` in, and what the prompt's mask hides of them."""
@@ -162,13 +165,9 @@ class _Graph:
             static.keys[:, :, :length].copy_(keys)
             static.values[:, :, :length].copy_(values)
             static.cumulative_length.fill_(length)
-        dtype = self.dtype if self.additive else torch.bool
-        self._shown: float = 0.0 if self.additive else True
-        hidden = torch.finfo(dtype).min if self.additive else False
-        chosen_mask = mask[rows, None, None].bool()
-        self.mask = torch.full((len(rows), 1, 1, self.capacity), hidden, dtype=dtype, device=mask.device)
-        self.mask[..., :length] = self._shown
-        self.mask[..., : mask.shape[1]].masked_fill_(~chosen_mask, hidden)
+        self.mask = torch.zeros(len(rows), 1, 1, self.capacity, dtype=torch.bool, device=mask.device)
+        self.mask[..., :length] = True
+        self.mask[..., : mask.shape[1]] = mask[rows, None, None].bool()
         self.attended = mask[rows].sum(1, keepdim=True) + length - mask.shape[1]
         if self.tap is not None and self.tap.hidden is None:
             memory = cache.routing.memory
@@ -178,11 +177,9 @@ class _Graph:
 
     def step(self, tokens: Tensor, position: int) -> Tensor:
         """Logits `[rows, 1, words]` after `tokens` `[rows]`, which stand at `position`."""
-        self.mask[..., position] = self._shown
+        self.mask[..., position] = True
         where = torch.tensor([position], device=tokens.device)
-        # one code object serves all graphs, so dynamo's bound on recompilations must not be below ours
-        with torch._dynamo.config.patch(recompile_limit=1024, accumulated_recompile_limit=4096):
-            logits: Tensor = self._step(tokens[:, None], self.attended, self.mask, where)
+        logits: Tensor = self._step(tokens[:, None], self.attended, self.mask, where)
         self.attended = self.attended + 1
         return logits.clone()  # a CUDA graph writes its next result to the same place
 
@@ -255,6 +252,58 @@ class GraphRun:
             assert graph.tap is not None and graph.tap.hidden is not None
             noted[chosen] = graph.tap.hidden[:, self.begin : self.length]
         return noted
+
+
+def _apart(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function with a code object of its own: torch files what it compiles under that."""
+    assert isinstance(function, FunctionType)
+    return FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
+    )
+
+
+def _options(device: torch.device) -> dict[str, Any]:
+    """Options of `torch.compile`. A graph's key and its owner's `clear` say when it holds, so that torch need not look
+    through every module before each token, which takes longer than a small model's step on a GPU."""
+    options: dict[str, Any] = {"triton.cudagraphs": device.type == "cuda"}
+    if hasattr(torch.compiler, "skip_all_guards_unsafe"):  # of late versions
+        options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe
+    return options
+
+
+def _decoding_block(block: nn.Module) -> nn.Module:
+    """A view of a block with `_decode_attention`; it shares every weight."""
+    view = _shallow(block)
+    attention: Any = _shallow(block._modules["self_attn"])
+    config = copy.copy(attention.config)
+    config._attn_implementation = _ATTENTION
+    attention.config = config
+    view._modules["self_attn"] = attention
+    return view
+
+
+def _decode_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one query `[rows, heads, 1, dim]` over keys `[rows, key heads, capacity, dim]`.
+
+    Heads that share a key stand side by side as queries; transformers' own would repeat the keys for each inside a
+    graph, which costs more than the rest of a small model's attention.
+    """
+    rows, heads, _, dim = query.shape
+    packed = query.reshape(rows, key.shape[1], heads // key.shape[1], dim)
+    out = functional.scaled_dot_product_attention(packed, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(rows, 1, heads, out.shape[-1]), None
+
+
+_ATTENTION = "layerroute_decode"
+AttentionInterface.register(_ATTENTION, _decode_attention)
 
 
 def _layer(cache: Cache, index: int) -> Any:
