@@ -26,7 +26,7 @@ def test_text_of_an_adapter(run, adapter):
     for words in ("batch 2", "mixed", "share_of_ideal", "95% interval", "KV bytes, batch 2", "FLOPs, 8 + 3 tokens"):
         assert words in outcome.stdout
     goals = outcome.stdout.partition("goals (")[2].splitlines()[1:]
-    assert len(goals) == 5
+    assert len(goals) == 8
     assert all(any(verdict in goal for verdict in ("met", "missed", "within noise")) for goal in goals)
 
 

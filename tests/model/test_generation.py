@@ -227,3 +227,53 @@ def test_base_generation_is_the_backbones_own(family, make_routed, make_backbone
     with model.disable_adapter():
         got = model.generate(ids, **GREEDY)
     assert torch.equal(got, make_backbone(family).generate(ids, attention_mask=torch.ones_like(ids), **GREEDY))
+
+
+def test_out_of_memory_while_reading_a_prompt(make_routed, tokens):
+    """A device that is out of memory says so in one line; the next call is right."""
+    model = make_routed()
+    expected = model.generate(tokens(2, 7), **GREEDY)
+
+    def exhausted(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    handle = model.structure.blocks[2].register_forward_pre_hook(exhausted)
+    everything = torch.ones(4, dtype=torch.bool)
+    with pytest.raises(GenerationError, match="out of memory while reading a prompt of 2 x 7 tokens"):
+        model.generate(tokens(2, 7), routes=everything, **GREEDY)
+    handle.remove()
+    assert torch.equal(model.generate(tokens(2, 7), **GREEDY), expected)
+
+
+def test_stop_strings_need_the_tokenizer(make_routed, tokens, byte_tokenizer):
+    model = make_routed()
+    with pytest.raises(GenerationError, match="stop_strings='x' needs tokenizer="):
+        model.generate(tokens(1, 5), stop_strings="x", **GREEDY)
+    tokenizer = byte_tokenizer()
+    free = model.generate(tokens(1, 5), **GREEDY)
+    stop = tokenizer.decode(free[0, 6:8])
+    out = model.generate(tokens(1, 5), stop_strings=stop, tokenizer=tokenizer, **GREEDY)
+    assert torch.equal(out, free[:, : out.shape[1]]) and out.shape[1] <= 8
+
+
+def test_a_skip_budget_moves_the_threshold(make_routed, tokens):
+    from layerroute.model.calibration import calibrate
+
+    model = make_routed()
+    ids = tokens(64, 9)
+    with pytest.raises(ConfigError, match="holds no calibration; run `layerroute calibrate`"):
+        model.generate(ids[:1], skip_budget=0.3, **GREEDY)
+    probs = model.gate_probs(ids)[:, model.routable]
+    model.calibration = calibrate(probs, ["tool_call"] * 64, 4, routers="", data={})
+    for budget in (0.1, 0.3, {"tool_call": 0.4}):
+        wanted = budget if isinstance(budget, float) else 0.4
+        routes = model.route(ids, skip_budget=budget)
+        assert float((~routes).float().mean()) == pytest.approx(wanted, abs=0.03)
+        out = model.generate(ids, skip_budget=budget, return_dict_in_generate=True, **GREEDY)
+        assert torch.equal(out.past_key_values.routes, routes)
+    with model.disable_routing():
+        lora_only = model.generate(ids, **GREEDY)
+    assert torch.equal(model.generate(ids, skip_budget=0, **GREEDY), lora_only)
+    for wrong, message in ((1.5, "from 0 to 0.5"), (-0.1, "from 0 to 0.5"), (0.9, "leave at most 0.5 to skip")):
+        with pytest.raises(ConfigError, match=message):
+            model.generate(ids, skip_budget=wrong, **GREEDY)

@@ -118,7 +118,7 @@ def test_the_report(pair, invented_times):
 
 def test_goals_are_met_or_missed(pair, invented_times, monkeypatch):
     goals = run(*pair, BenchmarkSettings(**QUICK))["goals"]
-    assert len(goals) == 5 and all(goal["met"] for goal in goals)
+    assert len(goals) == 8 and all(goal["met"] for goal in goals)
     monkeypatch.setitem(MILLISECONDS, "open", 110.0)
     monkeypatch.setitem(MILLISECONDS, "mixed", 111.0)
     met = {goal["goal"]: goal["met"] for goal in run(*pair, BenchmarkSettings(**QUICK))["goals"]}

@@ -38,7 +38,7 @@ def test_prefill_and_decode_match_the_counter(family, config, make_routed, token
 
     prefill = counted(lambda: model.generate(ids, max_new_tokens=1, do_sample=False))
     total = counted(lambda: model.generate(ids, max_new_tokens=NEW, do_sample=False))
-    flops = executed_flops(model, route, PROMPT, NEW)
+    flops = executed_flops(model, [(0, route)], PROMPT, NEW)
     assert (flops.prefill, flops.decode) == (prefill, total - prefill)
 
     with model.disable_adapter():
@@ -51,9 +51,27 @@ def test_prefill_and_decode_match_the_counter(family, config, make_routed, token
 def test_a_closed_block_costs_nothing_but_its_router(make_routed):
     model = make_routed(blocks=5)
     route = torch.ones(5, dtype=torch.bool)
-    whole = executed_flops(model, route, PROMPT, NEW)
+    whole = executed_flops(model, [(0, route)], PROMPT, NEW)
     route[2] = False
-    less = executed_flops(model, route, PROMPT, NEW)
+    less = executed_flops(model, [(0, route)], PROMPT, NEW)
     block = sum(2 * m.weight.numel() for m in model.structure.blocks[2].modules() if isinstance(m, torch.nn.Linear))
     assert whole.decode - less.decode == (NEW - 1) * block + 4 * 32 * sum(range(PROMPT + 1, PROMPT + NEW))
     assert less.total < whole.total
+
+
+@pytest.mark.parametrize("context", ["full", "window"])
+def test_segments_match_the_counter(family, context, make_routed, tokens):
+    """Before the boundary one route, behind it another; the second decision is counted where it is made."""
+    config = RouterConfig(protect_first=1, protect_last=0, window=4, context=context)
+    model, ids = eager(make_routed(family, config)), tokens(1, PROMPT)
+    boundary = (int(model.generate(ids, max_new_tokens=NEW, do_sample=False)[0, PROMPT + 1]),)
+    run = {"boundaries": [boundary], "do_sample": False, "return_dict_in_generate": True}
+
+    out = model.generate(ids, max_new_tokens=NEW, **run)
+    (_, first), *later = out.past_key_values.segments
+    segments = [(0, first[0]), *((position + 1 - PROMPT, routes[0]) for position, routes in later)]
+    assert len(segments) > 1
+    prefill = counted(lambda: model.generate(ids, max_new_tokens=1, **run))
+    total = counted(lambda: model.generate(ids, max_new_tokens=NEW, **run))
+    flops = executed_flops(model, segments, PROMPT, NEW)
+    assert (flops.prefill, flops.decode) == (prefill, total - prefill)

@@ -80,12 +80,13 @@ def _measure(model: RoutedModel, tokenizer: PreTrainedTokenizerBase, **request: 
             plain.append(complete(model, tokenizer, **request, do_sample=False))
     step = routed[0]
     tokens = (step.prompt_tokens, step.new_tokens)
-    executed, whole = executed_flops(model, step.route, *tokens), backbone_flops(model, *tokens)
+    segments = [(segment.start, segment.route) for segment in step.segments]
+    executed, whole = executed_flops(model, segments, *tokens), backbone_flops(model, *tokens)
     return {
         "text": step.text,
         "backbone_text": plain[0].text,
-        "route": step.route.tolist(),
-        "skip_rate": step.skip_rate,
+        "route": step.segments[-1].route.tolist(),
+        "skip_rate": step.segments[-1].skip_rate,
         "flops_share": {
             "prefill": executed.prefill / whole.prefill,
             "decode": executed.decode / whole.decode if whole.decode else None,

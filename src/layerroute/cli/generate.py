@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from layerroute.cli.app import print_result
 from layerroute.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["generate"]
 
@@ -38,6 +41,14 @@ it; chat.json a list of {"role", "content"} messages.
 @click.option(
     "--skip-budget", help="Average share of blocks to skip, such as 0.3, or tool_call=0.3 over one step type."
 )
+@click.option(
+    "--boundary",
+    multiple=True,
+    metavar="TEXT",
+    help="Decide the route again once this is generated; `template` for the marks that the chat template knows, "
+    "`none` for once only.  [default: the adapter's]",
+)
+@click.option("--compiled", is_flag=True, help="Decode in compiled graphs: slow to start, then faster.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Of sampling.")
 @click.option("--device", help="Such as cuda or cpu.  [default: cuda if there is one]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -50,6 +61,8 @@ def generate(
     max_new_tokens: int,
     temperature: float,
     skip_budget: str | None,
+    boundary: tuple[str, ...],
+    compiled: bool,
     seed: int,
     device: str | None,
     as_json: bool,
@@ -71,16 +84,28 @@ def generate(
     model, tokenizer = load_adapter(adapter, backbone, device)
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    request = {"skip_budget": budget, **sampling}
+    request: dict[str, Any] = {"skip_budget": budget, "compiled": compiled, **sampling}
+    if boundary:
+        request["boundaries"] = _boundaries(tokenizer, boundary)
     step = complete(model, tokenizer, conversation, schemas, max_new_tokens=max_new_tokens, **request)
 
-    executed = executed_flops(model, step.route, step.prompt_tokens, step.new_tokens)
+    segments = [(segment.start, segment.route) for segment in step.segments]
+    executed = executed_flops(model, segments, step.prompt_tokens, step.new_tokens)
     whole = backbone_flops(model, step.prompt_tokens, step.new_tokens)
     result = {
         "text": step.text,
         "finished": step.finished,
-        "route": step.route.tolist(),
-        "skip_rate": step.skip_rate,
+        "route": step.segments[0].route.tolist(),
+        "skip_rate": step.segments[0].skip_rate,
+        "segments": [
+            {
+                "start": segment.start,
+                "new_tokens": segment.new_tokens,
+                "route": segment.route.tolist(),
+                "skip_rate": segment.skip_rate,
+            }
+            for segment in step.segments
+        ],
         "prompt_tokens": step.prompt_tokens,
         "new_tokens": step.new_tokens,
         "flops": {"prefill": executed.prefill, "decode": executed.decode},
@@ -88,11 +113,13 @@ def generate(
         "seconds": {"prefill": step.prefill_seconds, "decode": step.decode_seconds},
     }
     if not as_json:
-        click.echo(
-            f"route {draw_route(step.route.tolist())}  {100 * step.skip_rate:.0f}% of blocks skipped, "
-            f"{100 * executed.total / whole.total:.0f}% of the backbone's FLOPs",
-            err=True,
-        )
+        for segment in step.segments:
+            click.echo(
+                f"route {draw_route(segment.route.tolist())}  {100 * segment.skip_rate:.0f}% of blocks skipped, "
+                f"{segment.new_tokens} tokens",
+                err=True,
+            )
+        click.echo(f"{100 * executed.total / whole.total:.0f}% of the backbone's FLOPs", err=True)
     print_result(result, as_json, step.text)
 
 
@@ -110,6 +137,16 @@ def _conversation(prompt: str | None, messages: str | None) -> list[dict[str, An
     if not isinstance(loaded, list) or not loaded:
         raise DataError(f"--messages {messages}: expected a list of messages")
     return loaded
+
+
+def _boundaries(tokenizer: PreTrainedTokenizerBase, markers: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    from layerroute.data.boundaries import boundary_tokens
+
+    if "none" not in markers:
+        return boundary_tokens(tokenizer, markers)
+    if len(markers) > 1:
+        raise ConfigError(f"--boundary none is given beside {len(markers) - 1} others; give one or the other")
+    return ()
 
 
 def _skip_budget(text: str) -> float | dict[str, float]:

@@ -32,7 +32,9 @@ def load_adapter(
     model, tokenizer = load_backbone(source, device=target)
     if not calibrated:
         return RoutedModel(*load(folder, model, is_trainable=False)).eval(), tokenizer
-    return RoutedModel.from_pretrained(folder, model), tokenizer
+    routed = RoutedModel.from_pretrained(folder, model)
+    routed.merge_adapter()
+    return routed, tokenizer
 
 
 def pick_device(name: str | None) -> torch.device:

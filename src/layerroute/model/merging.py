@@ -51,7 +51,7 @@ class MergedLora:
 
     def _swap(self) -> None:
         for position, weight in enumerate(self._weights):
-            weight.data, self._aside[position] = self._aside[position].to(weight.device), weight.data
+            weight.data, self._aside[position] = self._aside[position].to(weight), weight.data
 
 
 def _weight(layer: LoraLayer) -> Tensor:

@@ -29,7 +29,7 @@ from transformers.generation.streamers import BaseStreamer
 from layerroute.model.routed import RoutedModel
 from layerroute.model.structure import find_structure
 
-__all__ = ["Arm", "Run", "decided", "evenly_spread", "mixed_routes", "routed_arm", "static_removal"]
+__all__ = ["Arm", "Run", "decided", "endless", "evenly_spread", "mixed_routes", "routed_arm", "static_removal"]
 
 _CERTAIN = 20.0  # a logit beyond any threshold
 
@@ -59,12 +59,11 @@ class Arm:
     """A context around the generation, entered before the clock starts."""
 
     def generate(self, ids: Tensor, new_tokens: int, streamer: BaseStreamer | None = None) -> Any:
-        """Generate exactly `new_tokens` (2 at least) from prompts int64 `[batch, seq]` without padding."""
+        """Generate `new_tokens` (2 at least) from prompts int64 `[batch, seq]` without padding; see `endless`."""
         return self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
-            min_new_tokens=new_tokens,
             max_new_tokens=new_tokens,
             return_dict_in_generate=True,
             streamer=streamer,
@@ -105,6 +104,19 @@ class _Clock(BaseStreamer):
 def routed_arm(name: str, model: RoutedModel, closed: Sequence[int], **settings: Any) -> Arm:
     """The routed model with routers that decide to close exactly the blocks `closed`."""
     return Arm(name, model, settings, partial(decided, model, closed))
+
+
+@contextmanager
+def endless(*backbones: Any) -> Iterator[None]:
+    """Within this context no token ends a generation, and no arm spends time on looking for one."""
+    before = [backbone.generation_config.eos_token_id for backbone in backbones]
+    for backbone in backbones:
+        backbone.generation_config.eos_token_id = None
+    try:
+        yield
+    finally:
+        for backbone, token in zip(backbones, before, strict=True):
+            backbone.generation_config.eos_token_id = token
 
 
 @contextmanager

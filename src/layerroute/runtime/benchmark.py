@@ -24,7 +24,7 @@ from layerroute.config import Settings
 from layerroute.errors import ConfigError
 from layerroute.model.cache import RoutedCache
 from layerroute.model.routed import RoutedModel
-from layerroute.runtime.arms import Arm, evenly_spread, mixed_routes, routed_arm, static_removal
+from layerroute.runtime.arms import Arm, endless, evenly_spread, mixed_routes, routed_arm, static_removal
 from layerroute.runtime.counting import count_flops
 from layerroute.runtime.machine import machine_facts
 from layerroute.runtime.timing import Goal, Line, Ratio, Spread
@@ -44,10 +44,15 @@ _COMPARISONS = {
 }
 """Per name: whose time is divided by whose."""
 _GOALS = (
+    ("open/plain", "prefill", Goal("prefill, open/plain", "<=", 1.02)),
     ("open/plain", "decode", Goal("decode, open/plain", "<=", 1.02)),
     ("share_of_ideal", "decode", Goal("decode, share of the speed of static removal", ">=", 0.98)),
     ("routed/static", "prefill", Goal("prefill, routed/static", "<=", 1.03)),
+    ("mixed/open", "prefill", Goal("prefill, mixed/open", "<", 1.0)),
     ("mixed/open", "decode", Goal("decode, mixed/open", "<", 1.0)),
+    ("mixed/open", "total", Goal("whole generation, mixed/open", "<", 1.0)),
+    ("compiled-open/open", "decode", Goal("decode, compiled-open/open", "<=", 1.0)),
+    ("compiled-routed/routed", "decode", Goal("decode, compiled-routed/routed", "<=", 1.0)),
 )
 _COUNTED = (64, 4)  # tokens of the prompt and new ones, at most: a short run shows what is executed
 
@@ -80,11 +85,13 @@ class _Times:
     kv_bytes: int | None
     prefill: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
+    total: list[float] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "prefill_ms": asdict(Spread.of(self.prefill)),
             "decode_ms": asdict(Spread.of(self.decode)),
+            "total_ms": asdict(Spread.of(self.total)),
             "warmup_s": self.warmup_s,
         }
 
@@ -103,6 +110,13 @@ def run(plain: PreTrainedModel, model: RoutedModel, settings: BenchmarkSettings)
     """
     closed = _closed_blocks(model, settings)
     _check_length(model, settings)
+    with endless(plain, model.backbone):
+        return _measure(plain, model, closed, settings)
+
+
+def _measure(
+    plain: PreTrainedModel, model: RoutedModel, closed: list[int], settings: BenchmarkSettings
+) -> dict[str, Any]:
     static = static_removal(plain, closed)
     report: dict[str, Any] = {
         "machine": machine_facts(model.device, model.backbone.dtype),
@@ -207,6 +221,7 @@ def _repeat(arms: Sequence[Arm], ids: Tensor, settings: BenchmarkSettings, times
                 timed = arm.run(ids, settings.new_tokens)
                 times[arm.name].prefill.append(timed.prefill)
                 times[arm.name].decode.append(timed.decode)
+                times[arm.name].total.append(timed.prefill + (settings.new_tokens - 1) * timed.decode)
         _LOG.info("batch %d: repetition %d of %d done", len(ids), repetition + 1, settings.repetitions)
 
 
@@ -226,8 +241,8 @@ def _no_collection() -> Iterator[None]:
 def _ratios(times: Mapping[str, _Times], seed: int) -> dict[str, dict[str, Ratio]]:
     return {
         name: {
-            "prefill": Ratio.of(times[arm].prefill, times[reference].prefill, seed),
-            "decode": Ratio.of(times[arm].decode, times[reference].decode, seed),
+            part: Ratio.of(getattr(times[arm], part), getattr(times[reference], part), seed)
+            for part in ("prefill", "decode", "total")
         }
         for name, (arm, reference) in _COMPARISONS.items()
         if arm in times and reference in times

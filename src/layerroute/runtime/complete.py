@@ -18,9 +18,26 @@ from transformers.generation.streamers import BaseStreamer
 from layerroute.data.chat import check_tools
 from layerroute.data.render import encode_prompt
 from layerroute.errors import GenerationError
+from layerroute.model.cache import RoutedCache
 from layerroute.model.routed import RoutedModel
 
-__all__ = ["Completion", "complete"]
+__all__ = ["Completion", "Segment", "complete"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """New tokens that came out of one route."""
+
+    start: int
+    """The first of them, counted from 0."""
+    new_tokens: int
+    route: Tensor
+    """bool `[blocks]`, True = executed."""
+
+    @property
+    def skip_rate(self) -> float:
+        """Share of blocks not executed."""
+        return float((~self.route).float().mean())
 
 
 @dataclass(frozen=True)
@@ -31,19 +48,18 @@ class Completion:
     """What was generated, special tokens left out."""
     finished: bool
     """Whether the model ended its turn; otherwise `max_new_tokens` did."""
-    route: Tensor
-    """bool `[blocks]`, True = executed."""
+    segments: tuple[Segment, ...]
+    """One, and one more for every boundary that was generated; the first one's route read the prompt, too."""
     prompt_tokens: int
-    new_tokens: int
     prefill_seconds: float
     """From the call to the first new token."""
     decode_seconds: float
     """From the first new token to the last."""
 
     @property
-    def skip_rate(self) -> float:
-        """Share of blocks not executed."""
-        return float((~self.route).float().mean())
+    def new_tokens(self) -> int:
+        """Generated tokens."""
+        return sum(segment.new_tokens for segment in self.segments)
 
     @property
     def decode_speed(self) -> float | None:
@@ -93,16 +109,25 @@ def complete(
     )
     new = out.sequences[0, length:].tolist()
     stops = model.backbone.generation_config.eos_token_id
-    routes = getattr(out.past_key_values, "routes", torch.ones(1, model.routers.blocks, dtype=torch.bool))
     return Completion(
         text=str(tokenizer.decode(new, skip_special_tokens=True)),
         finished=new[-1] in (stops if isinstance(stops, list) else [stops]),
-        route=routes[0].cpu(),
+        segments=_segments(model, out.past_key_values, length, len(new)),
         prompt_tokens=length,
-        new_tokens=len(new),
         prefill_seconds=clock.ticks[1] - clock.ticks[0],
         decode_seconds=clock.ticks[-1] - clock.ticks[1],
     )
+
+
+def _segments(model: RoutedModel, cache: Any, prompt: int, new_tokens: int) -> tuple[Segment, ...]:
+    """What a generation's cache tells of its routes; the untouched backbone's tells nothing and ran everything."""
+    if not isinstance(cache, RoutedCache):
+        return (Segment(0, new_tokens, torch.ones(model.routers.blocks, dtype=torch.bool)),)
+    # the pass over a boundary's last token gives the first token after it
+    starts = [0, *(position + 1 - prompt for position, _ in cache.segments[1:])]
+    ends = [*starts[1:], new_tokens]
+    routes = (routes[0].cpu() for _, routes in cache.segments)
+    return tuple(Segment(start, end - start, route) for start, end, route in zip(starts, ends, routes, strict=True))
 
 
 class _Clock(BaseStreamer):

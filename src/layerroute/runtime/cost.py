@@ -7,14 +7,18 @@ no matrix products worth the name and are left out. Prefill and decode are kept 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from layerroute.model.routed import RoutedModel
 
-__all__ = ["Flops", "backbone_flops", "executed_flops"]
+__all__ = ["Flops", "Segments", "backbone_flops", "executed_flops"]
+
+Segments = Sequence[tuple[int, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -32,36 +36,43 @@ class Flops:
         return self.prefill + self.decode
 
 
-def executed_flops(model: RoutedModel, route: Tensor, prompt_tokens: int, new_tokens: int) -> Flops:
-    """FLOPs of generating `new_tokens` from a prompt under a route, unmerged LoRA and the routers included.
+def executed_flops(model: RoutedModel, segments: Segments, prompt_tokens: int, new_tokens: int) -> Flops:
+    """FLOPs of generating `new_tokens` from a prompt, the routers included, and LoRA unless it is merged.
 
     Args:
         model: the routed model.
-        route: bool `[blocks]`, True = executed.
+        segments: `(start, route)` of every segment: the first new token that it gives, 0 for the first segment, and
+            bool `[blocks]`, True = executed.
         prompt_tokens: tokens of the prompt, padding left out.
         new_tokens: generated tokens, at least 1; the last one is never fed back.
     """
-    flops = _generation(model, route.tolist(), prompt_tokens, new_tokens, lora=True)
-    return Flops(flops.prefill + _decision(model, prompt_tokens), flops.decode)
+    flops = _generation(model, segments, prompt_tokens, new_tokens, lora=True)
+    again = sum(_decision(model, prompt_tokens + start) for start, _ in segments[1:])
+    return Flops(flops.prefill + _decision(model, prompt_tokens), flops.decode + again)
 
 
 def backbone_flops(model: RoutedModel, prompt_tokens: int, new_tokens: int) -> Flops:
     """FLOPs of the same generation by the untouched backbone: every block, no LoRA, no routers."""
-    return _generation(model, [True] * model.routers.blocks, prompt_tokens, new_tokens, lora=False)
+    every = torch.ones(model.routers.blocks, dtype=torch.bool)
+    return _generation(model, [(0, every)], prompt_tokens, new_tokens, lora=False)
 
 
-def _generation(model: RoutedModel, route: list[bool], prompt_tokens: int, new_tokens: int, lora: bool) -> Flops:
+def _generation(model: RoutedModel, segments: Segments, prompt_tokens: int, new_tokens: int, lora: bool) -> Flops:
     config: Any = model.config.get_text_config()
     backbone: Any = model.backbone
     head = 2 * backbone.get_output_embeddings().weight.numel()
     prefill = head  # of the prompt's last position alone
     decode = (new_tokens - 1) * head
-    for index, (block, is_open) in enumerate(zip(model.structure.blocks, route, strict=True)):
-        if is_open:
-            prefill += _whole_prompt(config, block, prompt_tokens, lora)
-            window = _window(config, index)
-            keys = sum(min(prompt_tokens + step, window) for step in range(1, new_tokens))
-            decode += (new_tokens - 1) * _per_token(block, lora) + keys * _per_pair(config, block)
+    ends = [*(start for start, _ in segments[1:]), new_tokens]
+    for (start, route), end in zip(segments, ends, strict=True):
+        for index, block in enumerate(model.structure.blocks):
+            if not route[index]:
+                continue
+            if start == 0:
+                prefill += _whole_prompt(config, block, prompt_tokens, lora)
+            steps = range(max(start, 1), end)  # the prompt's own pass gives the first token
+            keys = sum(min(prompt_tokens + step, _window(config, index)) for step in steps)
+            decode += len(steps) * _per_token(block, lora) + keys * _per_pair(config, block)
     return Flops(prefill, decode)
 
 

@@ -36,7 +36,7 @@ def count_flops(model: RoutedModel, closed: Sequence[int], ids: Tensor, new_toke
         route[list(skipped)] = False
         flops[name] = {
             "counted": _counted(routed_arm(name, model, skipped), model, ids, new_tokens),
-            "closed_form": executed_flops(model, route, prompt, new_tokens).total,
+            "closed_form": executed_flops(model, [(0, route)], prompt, new_tokens).total,
         }
     flops["routed_share"] = {
         **{how: flops["routed"][how] / flops["open"][how] for how in ("counted", "closed_form")},
