@@ -1,9 +1,12 @@
 """Compiled decoding gives the tokens of eager decoding, one graph per route, and gives everything back."""
 
+import copy
+
 import pytest
 import torch
 
 from layerroute import RouterConfig, Session
+from layerroute.errors import GenerationError
 from layerroute.model.graphs import DecodeGraphs
 
 # torch's own compiler imports what it has deprecated
@@ -52,13 +55,19 @@ def same(first, second):
             torch.testing.assert_close(b.values, a.values, rtol=1e-4, atol=1e-4)
 
 
-def test_code_generation_for_this_machine(make_routed, tokens):
-    """The real compiler, once, on two routes."""
-    model = make_routed(blocks=3)
+def test_code_generation_for_this_machine(make_routed, tokens, pad):
+    """The real compiler: rows padded and under two routes, a memory that grows in the graph, a boundary that closes
+    blocks, and a mask of another type the second time."""
+    model = make_routed(config=RouterConfig(protect_first=1, protect_last=0, window=4), blocks=3)
     model.merge_adapter()
-    for route in ([1, 0, 1], [1, 1, 1]):
-        same(*both(model, tokens(1, 9), routes=torch.tensor(route, dtype=torch.bool)))
-    assert len(model.graphs) == 2
+    ids, mask = pad([tokens(1, length, seed=length)[0] for length in (9, 6)], "left")
+    routes = torch.tensor([[[1, 1, 1], [1, 0, 1]], [[1, 0, 1], [1, 0, 1]]], dtype=torch.bool)
+    free = model.generate(ids, attention_mask=mask, routes=routes[:, 0], **GREEDY)
+    boundaries = [(int(free[0, ids.shape[1] + 2]),)]
+    same(*both(model, ids, attention_mask=mask, routes=routes, boundaries=boundaries))
+    assert len(model.graphs) >= 2
+    for kind in (torch.long, torch.float32):
+        same(*both(model, tokens(1, 9), attention_mask=torch.ones(1, 9, dtype=kind), boundaries=boundaries))
 
 
 def test_mixed_padded_batches(family, eager_backend, make_routed, tokens, pad):
@@ -141,3 +150,56 @@ def test_a_cancelled_generation_frees_its_graph(eager_backend, make_routed, toke
         model.generate(tokens(1, 7, seed=1), compiled=True, streamer=Cancels(), **GREEDY)
     assert not any(graph.busy for graph in model.graphs._graphs.values())
     assert torch.equal(model.generate(tokens(1, 7), compiled=True, **GREEDY), expected)
+
+
+def test_unmerged_for_a_while(eager_backend, make_routed, tokens):
+    """Graphs of merged weights do not serve the others, and are there again afterwards."""
+    model = make_routed()
+    model.merge_adapter()
+    same(*both(model, tokens(1, 7)))
+    with model.unmerged():
+        same(*both(model, tokens(1, 7)))
+    assert len(model.graphs) == 1
+    same(*both(model, tokens(1, 7)))
+
+
+def test_a_copied_model_has_graphs_of_its_own(eager_backend, make_routed, tokens):
+    model = make_routed()
+    same(*both(model, tokens(1, 7)))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.backbone.get_output_embeddings().weight.mul_(-1)
+    assert len(other.graphs) == 0
+    same(*both(other, tokens(1, 7)))
+    same(*both(model, tokens(1, 7)))
+
+
+def test_a_route_whose_generations_grow_keeps_one_graph(eager_backend, make_routed, tokens):
+    model = make_routed()
+    model.config.max_position_embeddings = 1024
+    everything = torch.ones(4, dtype=torch.bool)
+    for length in (7, 300, 520):
+        same(*both(model, tokens(1, length), routes=everything))
+    assert [graph.capacity for graph in model.graphs._graphs.values()] == [1024]
+
+
+def test_a_failure_while_loading_frees_the_graph(eager_backend, make_routed, tokens, monkeypatch):
+    model = make_routed()
+    same(*both(model, tokens(1, 7)))
+    graph = next(iter(model.graphs._graphs.values()))
+    monkeypatch.setattr(graph, "load", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(tokens(1, 7), compiled=True, **GREEDY)
+    assert not graph.busy
+
+
+def test_no_compiler(make_routed, tokens, monkeypatch):
+    def no_compiler(function, **options):
+        def step(*args):
+            raise RuntimeError("No working C++ compiler found\nand a long story")
+
+        return step
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(GenerationError, match=r"could not compile .*: No working C\+\+ compiler found\); a C\+\+"):
+        make_routed().generate(tokens(1, 7), compiled=True, **GREEDY)

@@ -60,13 +60,13 @@ def test_any_batch_any_segments(data, make_routed, delete_blocks, tokens, pad):
     )
     if data.draw(st.booleans()):
         model.merge_adapter()
-    count = data.draw(st.integers(1, 3))
+    count, side = data.draw(st.integers(1, 3)), data.draw(st.sampled_from(["left", "right"]))
     drawn = data.draw(
         st.lists(st.booleans(), min_size=len(lengths) * count * blocks, max_size=len(lengths) * count * blocks)
     )
     routes = closing(torch.tensor(drawn).view(len(lengths), count, blocks))
     rows = [tokens(1, length, seed=i)[0] for i, length in enumerate(lengths)]
-    ids, mask = pad(rows, "left")
+    ids, mask = pad(rows, side)
     # boundaries that do occur: tokens that these rows generate under their first routes
     first = model.generate(ids, attention_mask=mask, routes=routes[:, 0], **GREEDY)[:, ids.shape[1] :]
     picked = data.draw(st.lists(st.tuples(st.integers(0, len(rows) - 1), st.integers(0, NEW - 3)), max_size=2))
@@ -74,6 +74,7 @@ def test_any_batch_any_segments(data, make_routed, delete_blocks, tokens, pad):
     out = model.generate(
         ids, attention_mask=mask, routes=routes, boundaries=boundaries, return_dict_in_generate=True, **GREEDY
     )
+    assert torch.equal(out.sequences[:, : ids.shape[1]], ids)
     model.unmerge_adapter()
     for i, row in enumerate(rows):
         expected = reference(delete_blocks, model, row, routes[i], boundaries)
@@ -104,6 +105,7 @@ def test_training_and_inference_decide_alike_over_a_turn(family, read, make_rout
         [torch.tensor(segment_of(ids_.tolist(), len(row), boundaries)) for ids_, row in zip(turns, rows, strict=True)],
         "right",
     )
+    segments = segments.masked_fill(mask == 0, 7)  # padding's own do not matter
     context = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
     trained = model.train()
     for module in model.modules():
@@ -172,6 +174,13 @@ def test_what_boundaries_cannot_be(make_routed, tokens):
         turn(at_blocks, tokens(1, 5)[0], boundaries=[(3,)])
     with pytest.raises(ConfigError, match="position='early'"):
         RouterConfig(position="block", boundaries=((3,),))
+    route = torch.ones(4, dtype=torch.bool)
+    with pytest.raises(GenerationError, match="holds for good"):
+        turn(model, tokens(1, 5)[0], boundaries=[(3,)], routes=route)
+    with pytest.raises(GenerationError, match="nothing starts the second one"):
+        turn(model, tokens(1, 5)[0], routes=route.expand(1, 2, 4))
+    with pytest.raises(GenerationError, match="asks no router"):
+        turn(model, tokens(1, 5)[0], routes=route, skip_budget=0.1)
     opening = torch.tensor([[[1, 0, 1, 1], [1, 1, 1, 1]]], dtype=torch.bool)
     with pytest.raises(ConfigError, match="may only close"):
         turn(model, tokens(1, 5)[0], boundaries=[(3,)], routes=opening)

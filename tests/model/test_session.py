@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from layerroute import RouterConfig, Session
 from layerroute.errors import ConfigError, GenerationError
@@ -116,22 +118,77 @@ def test_think_deep_call_shallow_think_deep(make_routed, tokens):
     assert torch.equal(again, answer(model, ids, routes=OPEN))
 
 
+@pytest.mark.parametrize("pooling", ["tail", "last", "mean", "joint"])
+def test_an_edited_or_repeated_prompt(pooling, make_routed, tokens):
+    """Only what the prompt shares with the cache is kept; the routers read their tail again, a mean from the start, so
+    that the route is that of the prompt as it is now."""
+    config = RouterConfig(protect_first=1, protect_last=1, window=4, pooling=pooling)
+    moved = 0
+    for seed in range(8):
+        model = make_routed(config=config, seed=seed)
+        session, ids = Session(model, reuse="equal"), tokens(1, 20, seed=seed)
+        first = answer(model, ids, session=session)
+        edited = torch.cat([ids[:, :15], tokens(1, 5, seed=90 + seed)], dim=1)
+        boundary = (int(first[0, 21]),)
+        for prompt in (edited, ids, ids, torch.cat([first, edited[:, 15:]], dim=1)):
+            out = answer(model, prompt, session=session, boundaries=(boundary,), return_dict_in_generate=True)
+            cold = answer(model, prompt, boundaries=(boundary,), return_dict_in_generate=True)
+            assert torch.equal(out.sequences, cold.sequences)
+            assert torch.equal(out.past_key_values.routes, cold.past_key_values.routes)
+        moved += not torch.equal(model.route(ids), model.route(edited))
+    assert moved  # the edit changes routes, so a stale memory would show
+
+
 @pytest.mark.parametrize("pooling", ["tail", "mean"])
-def test_an_edited_conversation(pooling, make_routed, tokens):
-    """Only what the prompt shares with the cache is kept; the routers' tail is read again, a mean from the start."""
+def test_what_an_edit_costs(pooling, make_routed, tokens):
     model = make_routed(config=RouterConfig(protect_first=1, protect_last=1, window=4, pooling=pooling))
     model.routers.weight.data.zero_()
-    session = Session(model)
-    ids = tokens(1, 20)
+    session, ids = Session(model), tokens(1, 20)
     answer(model, ids, session=session)
-    edited = torch.cat([ids[:, :15], tokens(1, 5, seed=9)], dim=1)
     seen = count_tokens(model)
-    out = answer(model, edited, session=session)
+    answer(model, torch.cat([ids[:, :15], tokens(1, 5, seed=9)], dim=1), session=session)
     assert seen[0] == (9 if pooling == "tail" else 20)
-    assert torch.equal(out, answer(model, edited))
-    del seen[:]
-    assert torch.equal(answer(model, edited, session=session), out)  # the same prompt once more
-    assert seen[0] <= 20
+
+
+def test_merging_between_turns_starts_afresh(make_routed, tokens):
+    model = make_routed()
+    session = Session(model)
+    out = answer(model, tokens(1, 10), session=session)
+    model.merge_adapter()
+    seen = count_tokens(model)
+    answer(model, torch.cat([out, tokens(1, 3)], dim=1), session=session)
+    assert seen[0] == 18
+
+
+def test_inference_mode_in_one_turn_and_not_in_the_next(make_routed, tokens):
+    model = make_routed()
+    session = Session(model)
+    with torch.inference_mode():
+        out = answer(model, tokens(1, 10), session=session)
+    ids = torch.cat([out, tokens(1, 3)], dim=1)
+    assert torch.equal(answer(model, ids, session=session), answer(model, ids))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_conversation(data, make_routed, tokens):
+    """Property: routers of any reading decide, prompts grow, are edited, cut and repeated, boundaries occur; with
+    reuse="equal" every turn is what `generate` gives without a session, boundaries and all."""
+    read = data.draw(st.sampled_from(READS))
+    kind = data.draw(st.sampled_from(["llama", "qwen2", "gemma3_text"]))
+    config = RouterConfig(protect_first=1, protect_last=data.draw(st.integers(0, 1)), window=4, **read)
+    model = make_routed(kind, config, seed=data.draw(st.integers(0, 20)))
+    session, ids = Session(model, reuse="equal", max_tokens=data.draw(st.sampled_from([18, 200]))), tokens(1, 9)
+    boundaries: tuple = ()
+    for number in range(data.draw(st.integers(2, 4))):
+        out = answer(model, ids, session=session, boundaries=boundaries, return_dict_in_generate=True)
+        cold = answer(model, ids, boundaries=boundaries, return_dict_in_generate=True)
+        assert torch.equal(out.sequences, cold.sequences)
+        assert torch.equal(out.past_key_values.routes, cold.past_key_values.routes)
+        done = out.sequences
+        boundaries = ((int(done[0, -data.draw(st.integers(1, 4))]),),)
+        kept = data.draw(st.integers(max(1, done.shape[1] - 12), done.shape[1]))
+        ids = torch.cat([done[:, :kept], tokens(1, data.draw(st.integers(1, 8)), seed=number)], dim=1)
 
 
 def test_memory_is_bounded_and_can_be_dropped(make_routed, tokens):

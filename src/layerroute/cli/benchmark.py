@@ -70,8 +70,7 @@ def benchmark(
     from layerroute.runtime.benchmark import BenchmarkSettings, run
 
     settings = BenchmarkSettings(sweep=figure is not None, **options)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(torch.get_num_threads() if threads is None else threads)  # pinned, either way
     plain, routed = _load(model, adapter, backbone, device, dtype, settings.seed)
     report = {"model": model or adapter, **run(plain, routed, settings)}
     if figure is not None:
@@ -148,6 +147,11 @@ def _totals(report: Mapping[str, Any]) -> Iterator[str]:
     length = f"{flops['prompt_tokens']} + {flops['new_tokens']} tokens"
     yield f"\nKV bytes, batch {held['batch']}: {held['routed']:,} routed, {held['open']:,} open, {held['ratio']:.1%}"
     yield f"FLOPs, {length}, routed of open: {counts}; blocks executed: {share['blocks']:.1%}"
+    limit = report["bandwidth"]
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in limit["share_of_limit"].items())
+    least = f"{limit['open']['limit_ms']:.2f} ms open, {limit['routed']['limit_ms']:.2f} ms routed"
+    yield f"memory is read at {limit['bytes_per_second'] / 1e9:.1f} GB/s, so a step of batch {limit['batch']} takes"
+    yield f"{least} at least; share of that speed reached: {shares}"
     yield "\ngoals (met or missed where the whole 95% interval says so)"
 
 

@@ -85,8 +85,7 @@ def _measure(model: RoutedModel, tokenizer: PreTrainedTokenizerBase, **request: 
     return {
         "text": step.text,
         "backbone_text": plain[0].text,
-        "route": step.segments[-1].route.tolist(),
-        "skip_rate": step.segments[-1].skip_rate,
+        "segments": [segment.as_dict() for segment in step.segments],
         "flops_share": {
             "prefill": executed.prefill / whole.prefill,
             "decode": executed.decode / whole.decode if whole.decode else None,
@@ -107,17 +106,24 @@ def _section(name: str, figures: dict[str, Any]) -> str:
     speed, plain = figures["tokens_per_second"], figures["backbone_tokens_per_second"]
     prompt = _PROMPTS[name]
     tools = "".join(f"  [tool: {tool['name']}]" for tool in prompt["tools"] or [])
-    skipped = [index for index, is_open in enumerate(figures["route"]) if not is_open]
     return "\n".join(
         [
             click.style(f"{name.upper()}", bold=True) + f"  {prompt['messages'][-1]['content']}{tools}",
             f"  answer        {_indented(figures['text'])}",
-            f"  route         {draw_route(figures['route'])}  skipped: {', '.join(map(str, skipped)) or 'none'}",
-            f"  skip rate     {100 * figures['skip_rate']:.0f}% of {len(figures['route'])} blocks",
+            *(_segment(segment) for segment in figures["segments"]),
             f"  FLOPs         {100 * share['total']:.1f}% of the backbone's (prefill {_percent(share['prefill'])}, "
-            f"decode {_percent(share['decode'])}; head, LoRA and routers included)",
+            f"decode {_percent(share['decode'])}; head and routers included)",
             f"  tokens/s      {_number(speed)} decoding, the untouched backbone {_number(plain)} in the same run",
         ]
+    )
+
+
+def _segment(segment: dict[str, Any]) -> str:
+    route = segment["route"]
+    skipped = [str(index) for index, is_open in enumerate(route) if not is_open]
+    return (
+        f"  route         {draw_route(route)}  {100 * segment['skip_rate']:.0f}% of {len(route)} blocks skipped: "
+        f"{', '.join(skipped) or 'none'}"
     )
 
 

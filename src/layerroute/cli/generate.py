@@ -97,15 +97,7 @@ def generate(
         "finished": step.finished,
         "route": step.segments[0].route.tolist(),
         "skip_rate": step.segments[0].skip_rate,
-        "segments": [
-            {
-                "start": segment.start,
-                "new_tokens": segment.new_tokens,
-                "route": segment.route.tolist(),
-                "skip_rate": segment.skip_rate,
-            }
-            for segment in step.segments
-        ],
+        "segments": [segment.as_dict() for segment in step.segments],
         "prompt_tokens": step.prompt_tokens,
         "new_tokens": step.new_tokens,
         "flops": {"prefill": executed.prefill, "decode": executed.decode},
@@ -143,7 +135,10 @@ def _boundaries(tokenizer: PreTrainedTokenizerBase, markers: tuple[str, ...]) ->
     from layerroute.data.boundaries import boundary_tokens
 
     if "none" not in markers:
-        return boundary_tokens(tokenizer, markers)
+        found = boundary_tokens(tokenizer, markers)
+        if not found:
+            raise ConfigError("--boundary template: the chat template knows none of the marks; give the text itself")
+        return found
     if len(markers) > 1:
         raise ConfigError(f"--boundary none is given beside {len(markers) - 1} others; give one or the other")
     return ()

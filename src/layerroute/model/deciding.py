@@ -1,29 +1,25 @@
-"""What a route is decided from: contexts by segment, the last tokens of a window, or a route that a caller forces."""
+"""What a route is decided from, and its gates where they are known before the backbone runs.
+
+A route may depend on a context, one per segment. It is known beforehand if a caller forces it, or if the routers read a
+window on its own; otherwise it is decided on the way, or by a probe that runs nothing above the decision.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from layerroute.errors import ConfigError
 from layerroute.model.router import Gates, tail_mask
+from layerroute.model.routing import RouteProbe, stack_segments
 
-__all__ = ["forced_gates", "last_tokens", "prompt_context", "segment_contexts"]
+if TYPE_CHECKING:
+    from layerroute.model.routed import RoutedModel
 
-
-def segment_contexts(first: Tensor, attended: Tensor, segment_ids: Tensor) -> list[Tensor]:
-    """What the route of each segment may depend on: bool `[batch, seq]`, one per segment.
-
-    Args:
-        first: bool `[batch, seq]`, the first segment's context.
-        attended: bool `[batch, seq]`, padding left out.
-        segment_ids: int64 `[batch, seq]`. A later segment's context is everything up to and with its first token.
-    """
-    contexts = [first]
-    for segment in range(1, int(segment_ids.max()) + 1):
-        begun = (segment_ids >= segment).long().cumsum(1)
-        contexts.append(attended & (begun <= 1))
-    return contexts
+__all__ = ["attended_segments", "forced_gates", "known_gates", "probed_gates", "prompt_context", "segment_contexts"]
 
 
 def prompt_context(input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> Tensor:
@@ -38,6 +34,86 @@ def prompt_context(input_ids: Tensor, attention_mask: Tensor | None, labels: Ten
             "the prompt's labels to -100, or pass context_mask"
         )
     return context
+
+
+def attended_segments(segment_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
+    """Segment ids `[batch, seq]` with 0 at padding, whatever stood there."""
+    if segment_ids is None or attention_mask is None:
+        return segment_ids
+    return segment_ids.masked_fill(attention_mask == 0, 0)
+
+
+def segment_contexts(
+    model: RoutedModel, first: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None
+) -> list[Tensor]:
+    """What the route of each segment may depend on: bool `[batch, seq]`, one per segment.
+
+    Args:
+        model: whose routers decide.
+        first: bool `[batch, seq]`, the first segment's context.
+        attention_mask: `[batch, seq]`, 0 at padding.
+        segment_ids: int64 `[batch, seq]`, 0 at padding. A later segment's context is everything up to and with its
+            first token.
+
+    Raises:
+        ConfigError: several segments, and routers that sit at each block.
+    """
+    last = 0 if segment_ids is None else int(segment_ids.max())
+    if last and model.router_config.position == "block":
+        raise ConfigError("segment_ids with position='block': routers that sit at each block decide once")
+    contexts = [first]
+    for segment in range(1, last + 1):
+        assert segment_ids is not None
+        seen = (segment_ids >= segment).long().cumsum(1) <= 1
+        contexts.append(seen if attention_mask is None else seen & attention_mask.bool())
+    return contexts
+
+
+def known_gates(
+    model: RoutedModel,
+    input_ids: Tensor,
+    contexts: Sequence[Tensor],
+    routes: Tensor | None = None,
+    *,
+    noise: float = 0.0,
+    threshold: float | None = None,
+    segment_ids: Tensor | None = None,
+) -> Gates | None:
+    """Gates `[batch, segments, blocks]` known before the backbone runs, a forced route's or a window's; or None."""
+    if routes is not None:
+        return forced_gates(routes, (len(input_ids), len(contexts), model.routers.blocks), input_ids.device)
+    if model.router_config.context == "full":
+        return None
+    decisions = []
+    for context in contexts:
+        ids, mask = last_tokens(input_ids, context, model.router_config.window)
+        gates = _run(model, ids, mask, RouteProbe(model.routers, [mask.bool()], noise=noise, threshold=threshold))
+        decisions.append(Gates(gates.hard[:, 0], gates.prob[:, 0]))
+    return stack_segments(decisions, segment_ids)
+
+
+def probed_gates(
+    model: RoutedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    context_mask: Tensor | None,
+    segment_ids: Tensor | None,
+    threshold: float | None,
+) -> Gates:
+    """Gates `[batch, segments, blocks]` as inference would decide them, with nothing run above the decision."""
+    first = prompt_context(input_ids, attention_mask, None) if context_mask is None else context_mask.bool()
+    segment_ids = attended_segments(segment_ids, attention_mask)
+    contexts = segment_contexts(model, first, attention_mask, segment_ids)
+    known = known_gates(model, input_ids, contexts, threshold=threshold, segment_ids=segment_ids)
+    if known is not None:
+        return known
+    probe = RouteProbe(model.routers, contexts, threshold=threshold, segment_ids=segment_ids)
+    return _run(model, input_ids, attention_mask, probe)
+
+
+def _run(model: RoutedModel, input_ids: Tensor, attention_mask: Tensor | None, probe: RouteProbe) -> Gates:
+    model.structure.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, routing=probe)
+    return probe.gates
 
 
 def forced_gates(routes: Tensor, shape: tuple[int, int, int], device: torch.device) -> Gates:

@@ -3,7 +3,7 @@
 transformers prepares everything (processors, stopping criteria, special tokens) and calls a `Decoding`. Token choice is
 as in its sampling loop; what is ours is that the cache carries the route, that a boundary among a row's new tokens has
 its route decided again, and that decoding may run as compiled graphs. One host read a token tells which rows go on, as
-in the original; routing adds one per decision, and boundaries one of each row's last tokens.
+in the original, and what they chose; routing adds one per decision.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from layerroute.data.boundaries import ends_in_boundary
 from layerroute.errors import GenerationError
 from layerroute.model.cache import RoutedCache
-from layerroute.model.deciding import forced_gates
+from layerroute.model.deciding import forced_gates, known_gates
 from layerroute.model.router import Gates
 from layerroute.model.routing import SkippingRouting
 from layerroute.model.session import RouteOpens, Session
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoding"]
 
-_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 
 @dataclass
@@ -53,6 +53,8 @@ class Decoding:
     """int64 `[batch, seq]` prompt and new tokens so far."""
     crossed: list[int] = field(default_factory=list)
     """Boundaries generated so far, per row."""
+    _new: list[list[int]] = field(default_factory=list)
+    """New tokens per row, on the host."""
     _graph: GraphRun | None = None
     _try_graph: bool = True
     """Whether a graph may take over; not again before the next decision once none could."""
@@ -84,7 +86,7 @@ class Decoding:
             forced = forced_gates(routes, shape, input_ids.device).hard > 0.5
             first = forced[:, 0]
         with torch.no_grad():
-            gates = model.known_gates(input_ids, [context], first, threshold=threshold)
+            gates = known_gates(model, input_ids, [context], first, threshold=threshold)
         if routes is not None and forced is None:
             boundaries = ()  # the route is forced for good
         if session is not None:
@@ -126,6 +128,7 @@ class Decoding:
         scores: list[Tensor] = []
         raw: list[Tensor] = []
         self.sequences, self.crossed = input_ids, [0] * len(input_ids)
+        self._new = [[] for _ in input_ids]
         alive = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         logits = self._prefill(backbone, input_ids, positions)
         while True:
@@ -141,13 +144,11 @@ class Decoding:
             if self.streamer is not None:
                 self.streamer.put(tokens.cpu())
             alive = alive & ~stopping_criteria(self.sequences, tuple(scores))
-            running = alive.tolist()
-            if not any(running):
+            due = self._due(alive, tokens)
+            if due is None:
                 break
-            due = self._due(running, input_ids.shape[1])
             logits = self._step(backbone, tokens, positions, due, int(settings.max_length))
-        if self._graph is not None:
-            self._graph.finish()
+        self._leave_graph()
         if self.streamer is not None:
             self.streamer.end()
         if not settings.return_dict_in_generate:
@@ -179,23 +180,27 @@ class Decoding:
         self.cache.segments.append((known, self.cache.routes))
         return logits
 
-    def _step(self, backbone: Any, tokens: Tensor, positions: _Positions, due: Tensor | None, end: int) -> Tensor:
+    def _step(self, backbone: Any, tokens: Tensor, positions: _Positions, due: list[bool], end: int) -> Tensor:
         """Read one more token of every row, `[batch]`; logits `[batch, 1, words]`. Rows that are due decide again."""
         assert self.sequences is not None
-        if due is None and self.graphs is not None and self._try_graph:
+        decides = any(due)
+        if not decides and self.graphs is not None and self._try_graph:
             self._graph, self._try_graph = self.graphs.start(self.model, self.cache, self.mask, end), False
-        if due is None and self._graph is not None:
+        if not decides and self._graph is not None:
             return self._graph.step(tokens)
-        if self._graph is not None:
-            self._graph.finish()
-            self._graph = None
-        if due is not None:
-            self._decide_again(due)
+        self._leave_graph()
+        if decides:
+            self._decide_again(torch.tensor(due, device=tokens.device))
         logits = self._pass(backbone, tokens[:, None], positions.step(self.sequences.shape[1] - self.mask.shape[1]))
-        if due is not None:
+        if decides:
             self.cache.segments.append((self.sequences.shape[1] - 1, self.cache.routes))
             self._try_graph = True
         return logits
+
+    def _leave_graph(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.finish()
 
     def _decide_again(self, due: Tensor) -> None:
         routing = self.cache.routing
@@ -209,16 +214,19 @@ class Decoding:
         logits: Tensor = out.logits
         return logits
 
-    def _due(self, running: list[bool], prompt: int) -> Tensor | None:
-        """Which rows have just generated a boundary, bool `[batch]`; None if none has."""
+    def _due(self, alive: Tensor, tokens: Tensor) -> list[bool] | None:
+        """Which rows have just generated a boundary; None if no row goes on. The one host read of a token."""
         if not self.boundaries:
+            return [False] * len(alive) if bool(alive.any()) else None
+        running, new = torch.stack([alive.long(), tokens]).tolist()
+        if not any(running):
             return None
-        assert self.sequences is not None
-        longest = max(map(len, self.boundaries))
-        recent = self.sequences[:, max(prompt, self.sequences.shape[1] - longest) :].tolist()
-        due = [goes_on and ends_in_boundary(ids, self.boundaries) for goes_on, ids in zip(running, recent, strict=True)]
-        self.crossed = [count + crosses for count, crosses in zip(self.crossed, due, strict=True)]
-        return torch.tensor(due, device=self.sequences.device) if any(due) else None
+        due = []
+        for row, (goes_on, token) in enumerate(zip(running, new, strict=True)):
+            self._new[row].append(token)
+            due.append(bool(goes_on) and ends_in_boundary(self._new[row], self.boundaries))
+            self.crossed[row] += due[row]
+        return due
 
     def _next_gates(self) -> Gates:
         """Gates `[batch, blocks]` known before the pass: of the window that ends here, or forced."""
@@ -229,7 +237,7 @@ class Decoding:
             return Gates(routes, routes)
         new = self.mask.new_ones(len(self.mask), self.sequences.shape[1] - self.mask.shape[1])
         context = torch.cat([self.mask, new], dim=1).bool()
-        gates = self.model.known_gates(self.sequences, [context], threshold=self.threshold)
+        gates = known_gates(self.model, self.sequences, [context], threshold=self.threshold)
         assert gates is not None
         return Gates(gates.hard[:, 0], gates.prob[:, 0])
 

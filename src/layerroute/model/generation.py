@@ -76,12 +76,12 @@ def generate(
 
     Takes what transformers' `generate` takes (greedy, sampling, `num_return_sequences`, streamers, stopping criteria,
     `return_dict_in_generate`). With `return_dict_in_generate=True` the routes are at `.past_key_values.routes` and the
-    segments, `(start, routes)`, at `.past_key_values.segments`.
+    segments, `(start, routes)`, at `.past_key_values.segments`; with a session that is its live cache.
 
     Args:
         model: in evaluation mode.
         input_ids: int64 `[batch, seq]`.
-        attention_mask: `[batch, seq]`, padding on the left.
+        attention_mask: `[batch, seq]`, 0 at padding on either side.
         routes: forces a route: bool `[blocks]` or `[batch, blocks]`; with `[batch, segments, blocks]` the k-th boundary
             of a row brings its k-th route (the last one from then on).
         generation_config: transformers' settings; `kwargs` go before it.
@@ -107,43 +107,89 @@ def generate(
     kwargs = settings.update(**kwargs)
     _refuse(settings, kwargs)
     _check_length(model, input_ids, settings)
-    if attention_mask is None:
-        attention_mask = _attended(input_ids, settings)
+    mask = (_attended(input_ids, settings) if attention_mask is None else attention_mask).long()
     own = {"routes": routes, "skip_budget": skip_budget, "boundaries": boundaries, "session": session}
     if not model.routing_enabled:
         _refuse_unrouted({**own, "compiled": compiled or None})
-        return backbone.generate(input_ids, attention_mask=attention_mask, generation_config=settings, **kwargs)
+        return backbone.generate(input_ids, attention_mask=mask, generation_config=settings, **kwargs)
+    forced = None if routes is None else torch.as_tensor(routes, device=input_ids.device)
+    markers = _boundaries(model, boundaries)
+    _refuse_ignored(forced, skip_budget, boundaries, markers)
+    threshold = model.threshold(skip_budget)
     copies = settings.num_return_sequences or 1
-    decoding = Decoding.prepare(
-        model,
-        input_ids.repeat_interleave(copies, dim=0),
-        attention_mask.repeat_interleave(copies, dim=0),
-        routes if routes is None or routes.ndim == 1 else routes.repeat_interleave(copies, dim=0),
-        threshold=model.threshold(skip_budget),
-        boundaries=_boundaries(model, boundaries),
-        session=session,
-        graphs=model.graphs if compiled else None,
-        streamer=kwargs.get("streamer"),
-    )
+    prompt, mask = _left_aligned(input_ids, mask)
+    if forced is not None and forced.ndim > 1:
+        forced = forced.repeat_interleave(copies, dim=0)
+    rows, rows_mask = prompt.repeat_interleave(copies, dim=0), mask.repeat_interleave(copies, dim=0)
+    if session is not None:
+        session.check(model, rows, rows_mask)
     criteria = _stopping_criteria(settings, kwargs)
     try:
-        out = backbone.generate(
-            input_ids,
-            attention_mask=attention_mask,
-            past_key_values=decoding.cache,
-            generation_config=settings,
-            stopping_criteria=criteria,
-            custom_generate=decoding,
-            **kwargs,
-        )
-        decoding.cache.routing.check_all_asked()
+        with torch.inference_mode(False), torch.no_grad():  # what a session or a graph keeps is written to later
+            decoding = Decoding.prepare(
+                model,
+                rows,
+                rows_mask,
+                forced,
+                threshold=threshold,
+                boundaries=markers,
+                session=session,
+                graphs=model.graphs if compiled else None,
+                streamer=kwargs.get("streamer"),
+            )
+            out = backbone.generate(
+                prompt,
+                attention_mask=mask,
+                past_key_values=decoding.cache,
+                generation_config=settings,
+                stopping_criteria=criteria,
+                custom_generate=decoding,
+                **kwargs,
+            )
+            decoding.cache.routing.check_all_asked()
+            if session is not None:
+                session.keep(decoding)
     except BaseException:
         if session is not None:
-            session.drop()  # half a turn is in its cache
+            session.drop()  # half a turn may be in its cache
         raise
-    if session is not None:
-        session.keep(decoding)
+    sequences = out.sequences if settings.return_dict_in_generate else out
+    sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(copies, dim=0)  # padded where it was
     return out
+
+
+def _left_aligned(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The same rows with their padding on the left, where new tokens follow the prompt's last one."""
+    if bool(mask[:, -1].all()):
+        return input_ids, mask
+    order = torch.argsort(mask, dim=1, stable=True)
+    return input_ids.gather(1, order), mask.gather(1, order)
+
+
+def _refuse_ignored(
+    routes: Tensor | None,
+    skip_budget: float | Mapping[str, float] | None,
+    boundaries: Sequence[Sequence[int]] | None,
+    markers: tuple[tuple[int, ...], ...],
+) -> None:
+    """Refuse what a forced route would leave without effect.
+
+    Raises:
+        GenerationError: names both.
+    """
+    if routes is None:
+        return
+    if skip_budget is not None:
+        raise GenerationError(
+            f"skip_budget={skip_budget} with routes=: a forced route asks no router; give one of them"
+        )
+    if routes.ndim < 3 and boundaries:
+        raise GenerationError(
+            f"boundaries with routes of shape {tuple(routes.shape)}: a forced route holds for good; give "
+            "[batch, segments, blocks], one route for each boundary, or leave boundaries out"
+        )
+    if routes.ndim == 3 and routes.shape[1] > 1 and not markers:
+        raise GenerationError(f"routes of {routes.shape[1]} segments without boundaries: nothing starts the second one")
 
 
 def _stopping_criteria(settings: GenerationConfig, kwargs: dict[str, Any]) -> StoppingCriteriaList:

@@ -10,7 +10,6 @@ Boundary: knows caches and backbones; what tokens come out is `decoding.py`'s bu
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable
 from types import FunctionType
@@ -18,18 +17,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from transformers import AttentionInterface, Cache, PreTrainedModel, StaticCache
+from transformers import Cache, StaticCache
 
+from layerroute.errors import GenerationError
 from layerroute.model.cache import RoutedCache
+from layerroute.model.views import decoding_block, without_blocks
 
 if TYPE_CHECKING:
     from layerroute.model.routed import RoutedModel
 
-__all__ = ["DecodeGraphs", "GraphRun", "without_blocks"]
+__all__ = ["DecodeGraphs", "GraphRun"]
 
 _LOG = logging.getLogger(__name__)
-_CAPACITY_STEP = 256  # so that generations of like length share a graph
+_CAPACITY_STEP = 256  # positions
 
 
 class _Key(NamedTuple):
@@ -37,10 +37,10 @@ class _Key(NamedTuple):
 
     route: tuple[bool, ...]
     rows: int
-    capacity: int
     remember: bool
-    dtype: torch.dtype
     device: torch.device
+    dtype: torch.dtype
+    autocast: torch.dtype | None
 
 
 class DecodeGraphs:
@@ -53,6 +53,10 @@ class DecodeGraphs:
     def __init__(self, limit: int = 8) -> None:
         self.limit = limit
         self._graphs: dict[_Key, _Graph] = {}
+        self._told: set[str] = set()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DecodeGraphs:
+        return DecodeGraphs(self.limit)  # a copied model's weights are others
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -75,32 +79,42 @@ class DecodeGraphs:
         """
         attention = model.config._attn_implementation
         if cache.slides or attention not in ("sdpa", "eager"):
-            _LOG.info("decoding eagerly: no static cache for sliding windows or %s attention", attention)
-            return None
+            return self._none(f"a static cache serves neither sliding windows nor {attention} attention")
+        open_rows = [cache.routing.open_rows(block) for block in range(len(cache.layers))]
         groups: dict[tuple[bool, ...], list[int]] = {}
-        for row, route in enumerate(cache.routes.tolist()):
-            groups.setdefault(tuple(route), []).append(row)
-        capacity = -(-end // _CAPACITY_STEP) * _CAPACITY_STEP
+        for row in range(len(mask)):
+            groups.setdefault(tuple(row in rows for rows in open_rows), []).append(row)
+        device = model.device
+        cast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         found = []
         for route, rows in groups.items():
-            kind = cache.routing.remember, model.backbone.dtype, model.device
-            graph = self._get(model, _Key(route, len(rows), capacity, *kind))
+            key = _Key(route, len(rows), cache.routing.remember, device, model.backbone.dtype, cast)
+            graph = self._get(model, key, end)
             if graph is None:
                 return None
             found.append((graph, rows))
         return GraphRun(cache, mask, found)
 
-    def _get(self, model: RoutedModel, key: _Key) -> _Graph | None:
-        if key not in self._graphs:
-            lowest = model.routable[0]
-            if key.remember and not any(key.route[lowest:]):
-                return None  # nothing runs where the routers read
-            if len(self._graphs) >= self.limit:
-                _LOG.info("decoding eagerly: %d compiled routes are held, the most", self.limit)
-                return None
-            self._graphs[key] = _Graph(model, key)
-        graph = self._graphs[key]
-        return None if graph.busy else graph
+    def _get(self, model: RoutedModel, key: _Key, end: int) -> _Graph | None:
+        graph = self._graphs.get(key)
+        if graph is not None and graph.busy:
+            return self._none("its graph is in use by another generation")
+        if graph is None and len(self._graphs) >= self.limit:
+            return self._none(f"{self.limit} compiled routes are held, the most")
+        if key.remember and not any(key.route[model.routable[0] :]):
+            return self._none("no block runs where the routers read")
+        if graph is None or graph.capacity < end:
+            # of a route whose generations grow there is one graph, and it grows by more than a step
+            wanted = max(end, 2 * graph.capacity if graph else 0)
+            graph = self._graphs[key] = _Graph(model, key, -(-wanted // _CAPACITY_STEP) * _CAPACITY_STEP)
+        return graph
+
+    def _none(self, reason: str) -> Any:
+        """None, and why a generation that was to be compiled is not; said once."""
+        if reason not in self._told:
+            _LOG.warning("compiled=True: decoding eagerly, for %s", reason)
+            self._told.add(reason)
+        return None
 
 
 class _Tap(nn.Module):
@@ -123,16 +137,16 @@ class _Tap(nn.Module):
 class _Graph:
     """The decoding step of one route for a number of rows, with the static cache that it works on."""
 
-    def __init__(self, model: RoutedModel, key: _Key) -> None:
+    def __init__(self, model: RoutedModel, key: _Key, capacity: int) -> None:
         self.open = [index for index, is_open in enumerate(key.route) if is_open]
-        self.capacity = key.capacity
-        self.busy = False
-        self.cache = StaticCache(config=model.config.get_text_config(), max_cache_len=key.capacity)
-        blocks = [_decoding_block(model.structure.blocks[index]) for index in self.open]
+        self.capacity = capacity
+        self.busy = self._runs = False
+        self.cache = StaticCache(config=model.config.get_text_config(), max_cache_len=capacity)
+        blocks = [decoding_block(model.structure.blocks[index]) for index in self.open]
         self.tap: _Tap | None = None
         if key.remember:
             position = next(i for i, index in enumerate(self.open) if index >= model.routable[0])
-            self.tap = blocks[position] = _Tap(blocks[position], key.capacity)
+            self.tap = blocks[position] = _Tap(blocks[position], capacity)
         view: Any = without_blocks(model.backbone, model.structure.decoder, blocks)
         cache, tapped = self.cache, self.tap is not None
 
@@ -169,6 +183,7 @@ class _Graph:
         self.mask[..., :length] = True
         self.mask[..., : mask.shape[1]] = mask[rows, None, None].bool()
         self.attended = mask[rows].sum(1, keepdim=True) + length - mask.shape[1]
+        self.where = torch.tensor([length], device=mask.device)
         if self.tap is not None and self.tap.hidden is None:
             memory = cache.routing.memory
             assert memory is not None
@@ -178,9 +193,18 @@ class _Graph:
     def step(self, tokens: Tensor, position: int) -> Tensor:
         """Logits `[rows, 1, words]` after `tokens` `[rows]`, which stand at `position`."""
         self.mask[..., position] = True
-        where = torch.tensor([position], device=tokens.device)
-        logits: Tensor = self._step(tokens[:, None], self.attended, self.mask, where)
-        self.attended = self.attended + 1
+        try:
+            logits: Tensor = self._step(tokens[:, None], self.attended, self.mask, self.where)
+        except Exception as error:
+            if self._runs:
+                raise
+            cause = str(error).strip().split("\n")[0]
+            raise GenerationError(
+                f"compiled=True: torch could not compile the decoding step ({type(error).__name__}: {cause}); a C++ "
+                "compiler is needed on a CPU, Triton on a GPU; without compiled=True decoding is eager"
+            ) from error
+        self._runs = True
+        self.attended, self.where = self.attended + 1, self.where + 1
         return logits.clone()  # a CUDA graph writes its next result to the same place
 
 
@@ -197,19 +221,28 @@ class GraphRun:
         self.cache = cache
         self.begin = self.length = cache.get_seq_length()
         self.groups = groups
-        for graph, rows in groups:
-            graph.busy = True
-            graph.load(cache, rows, mask)
+        self._indices = [torch.tensor(rows, device=mask.device) for _, rows in groups]
+        try:
+            for graph, rows in groups:
+                graph.busy = True
+                graph.load(cache, rows, mask)
+        except BaseException:
+            self.release()
+            raise
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits `[batch, 1, words]` after one more token of every row, `[batch]`."""
-        parts = [graph.step(tokens[rows], self.length) for graph, rows in self.groups]
+        if len(self.groups) == 1:
+            logits = self.groups[0][0].step(tokens, self.length)
+        else:
+            parts = [
+                graph.step(tokens.index_select(0, index), self.length)
+                for (graph, _), index in zip(self.groups, self._indices, strict=True)
+            ]
+            logits = parts[0].new_empty(len(tokens), *parts[0].shape[1:])
+            for index, part in zip(self._indices, parts, strict=True):
+                logits.index_copy_(0, index, part)
         self.length += 1
-        if len(parts) == 1:
-            return parts[0]
-        logits = parts[0].new_empty(len(tokens), *parts[0].shape[1:])
-        for (_, rows), part in zip(self.groups, parts, strict=True):
-            logits[rows] = part
         return logits
 
     def finish(self) -> None:
@@ -271,60 +304,6 @@ def _options(device: torch.device) -> dict[str, Any]:
     return options
 
 
-def _decoding_block(block: nn.Module) -> nn.Module:
-    """A view of a block with `_decode_attention`; it shares every weight."""
-    view = _shallow(block)
-    attention: Any = _shallow(block._modules["self_attn"])
-    config = copy.copy(attention.config)
-    config._attn_implementation = _ATTENTION
-    attention.config = config
-    view._modules["self_attn"] = attention
-    return view
-
-
-def _decode_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention of one query `[rows, heads, 1, dim]` over keys `[rows, key heads, capacity, dim]`.
-
-    Heads that share a key stand side by side as queries; transformers' own would repeat the keys for each inside a
-    graph, which costs more than the rest of a small model's attention.
-    """
-    rows, heads, _, dim = query.shape
-    packed = query.reshape(rows, key.shape[1], heads // key.shape[1], dim)
-    out = functional.scaled_dot_product_attention(packed, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.reshape(rows, 1, heads, out.shape[-1]), None
-
-
-_ATTENTION = "layerroute_decode"
-AttentionInterface.register(_ATTENTION, _decode_attention)
-
-
 def _layer(cache: Cache, index: int) -> Any:
     """A block's part of a cache; transformers types it as any kind of layer."""
     return cache.layers[index]
-
-
-def without_blocks(backbone: PreTrainedModel, decoder: nn.Module, blocks: list[nn.Module]) -> nn.Module:
-    """A view of `backbone` whose decoder runs `blocks` alone; it shares every module, and the original is untouched."""
-    path = next(name for name, module in backbone.named_modules() if module is decoder).split(".")
-    view = parent = _shallow(backbone)
-    for name in path:
-        child = _shallow(parent._modules[name])
-        parent._modules[name] = child
-        parent = child
-    parent._modules["layers"] = nn.ModuleList(blocks)
-    return view
-
-
-def _shallow(module: nn.Module | None) -> nn.Module:
-    copied = copy.copy(module)
-    assert copied is not None
-    copied._modules = dict(copied._modules)
-    return copied

@@ -7,7 +7,7 @@ Owns the public surface (PEFT's vocabulary). How blocks run under a route is `ro
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,18 +24,18 @@ from layerroute.model import adapter
 from layerroute.model.blocks import RoutedBlocks
 from layerroute.model.cache import RoutedCache
 from layerroute.model.calibration import Calibration, read_calibration
-from layerroute.model.deciding import forced_gates, last_tokens, prompt_context, segment_contexts
+from layerroute.model.deciding import (
+    attended_segments,
+    known_gates,
+    probed_gates,
+    prompt_context,
+    segment_contexts,
+)
 from layerroute.model.generation import generate
 from layerroute.model.graphs import DecodeGraphs
 from layerroute.model.merging import MergedLora
-from layerroute.model.router import Gates, Routers
-from layerroute.model.routing import (
-    MaskedRouting,
-    RouteProbe,
-    Routing,
-    SkippingRouting,
-    stack_segments,
-)
+from layerroute.model.router import Routers
+from layerroute.model.routing import MaskedRouting, Routing, SkippingRouting
 from layerroute.model.structure import Structure, find_structure
 
 __all__ = ["RoutedModel", "RoutedOutput"]
@@ -163,11 +163,13 @@ class RoutedModel(nn.Module):
         if self._merged is None:
             yield
             return
+        graphs, self.graphs = self.graphs, DecodeGraphs()  # those of the merged weights wait
         self._merged.restore()
         try:
             yield
         finally:
             self._merged.apply()
+            self.graphs = graphs
 
     # --- switches ----------------------------------------------------------------------------------------------
 
@@ -215,8 +217,8 @@ class RoutedModel(nn.Module):
             labels: int64 `[batch, seq]`, -100 outside the loss; shifted inside, as in transformers.
             context_mask: bool `[batch, seq]`, the tokens that the (first) route may depend on. By default the prompt:
                 the attended tokens before the first label, or all of them when there are no labels.
-            segment_ids: int64 `[batch, seq]`, 0 for the first segment and k from the k-th boundary's token on (any
-                value at padding). The route is decided again for each segment, from everything up to and with its first
+            segment_ids: int64 `[batch, seq]`, 0 for the first segment and k from the k-th boundary's token on; at
+                padding anything. The route is decided again for each segment, from everything up to and with its first
                 token, and may only close blocks; `routes`, `gates` and `gate_probs` are then
                 `[batch, segments, blocks]`, and a segment that a row does not have repeats the route of its last one.
             routes: bool `[blocks]`, `[batch, blocks]` or, with `segment_ids`, `[batch, segments, blocks]`: a forced
@@ -254,8 +256,9 @@ class RoutedModel(nn.Module):
                 )
             return self._run(inputs, cache.routing)
         context = prompt_context(input_ids, attention_mask, labels) if context_mask is None else context_mask.bool()
-        contexts = self._contexts(input_ids, attention_mask, context, segment_ids)
-        gates = self.known_gates(input_ids, contexts, routes, noise=logit_noise, segment_ids=segment_ids)
+        segment_ids = attended_segments(segment_ids, attention_mask)
+        contexts = segment_contexts(self, context, attention_mask, segment_ids)
+        gates = known_gates(self, input_ids, contexts, routes, noise=logit_noise, segment_ids=segment_ids)
         settings: dict[str, Any] = {"noise": logit_noise, "segment_ids": segment_ids}
         if self.training:
             if kwargs.get("use_cache"):
@@ -283,7 +286,7 @@ class RoutedModel(nn.Module):
         """
         if not self.routing_enabled:
             return torch.ones(len(input_ids), self.routers.blocks, dtype=torch.bool, device=input_ids.device)
-        gates = self._gates(input_ids, attention_mask, context_mask, None, self.threshold(skip_budget))
+        gates = probed_gates(self, input_ids, attention_mask, context_mask, None, self.threshold(skip_budget))
         return gates.hard[:, 0] > 0.5
 
     @torch.no_grad()
@@ -298,7 +301,7 @@ class RoutedModel(nn.Module):
 
         Each decision's own, whatever an earlier one closed. Nothing above the decision is computed.
         """
-        prob = self._gates(input_ids, attention_mask, context_mask, segment_ids, None).prob
+        prob = probed_gates(self, input_ids, attention_mask, context_mask, segment_ids, None).prob
         return prob[:, 0] if segment_ids is None else prob
 
     def threshold(self, skip_budget: float | Mapping[str, float] | None) -> float | None:
@@ -332,58 +335,6 @@ class RoutedModel(nn.Module):
         segments = [] if segment_ids is None else [int(segment_ids.max()) + 1]
         ones = torch.ones(len(out.logits), *segments, self.routers.blocks, device=out.logits.device)
         return RoutedOutput(**out, routes=ones.bool(), gate_probs=ones, gates=ones)
-
-    def _contexts(
-        self, input_ids: Tensor, attention_mask: Tensor | None, first: Tensor, segment_ids: Tensor | None
-    ) -> list[Tensor]:
-        """What the route of each segment may depend on, bool `[batch, seq]` each."""
-        if segment_ids is None or int(segment_ids.max()) == 0:
-            return [first]
-        if self.router_config.position == "block":
-            raise ConfigError("segment_ids with position='block': routers that sit at each block decide once")
-        attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return segment_contexts(first, attended.bool(), segment_ids)
-
-    def known_gates(
-        self,
-        input_ids: Tensor,
-        contexts: Sequence[Tensor],
-        routes: Tensor | None = None,
-        *,
-        noise: float = 0.0,
-        threshold: float | None = None,
-        segment_ids: Tensor | None = None,
-    ) -> Gates | None:
-        """Gates `[batch, segments, blocks]` known before the backbone runs, a forced route's or a window's, or None."""
-        if routes is not None:
-            return forced_gates(routes, (len(input_ids), len(contexts), self.routers.blocks), input_ids.device)
-        if self.router_config.context == "window":
-            decisions = []
-            for context in contexts:
-                ids, mask = last_tokens(input_ids, context, self.router_config.window)
-                probe = RouteProbe(self.routers, [mask.bool()], noise=noise, threshold=threshold)
-                gates = self._probe(ids, mask, probe)
-                decisions.append(Gates(gates.hard[:, 0], gates.prob[:, 0]))
-            return stack_segments(decisions, segment_ids)
-        return None
-
-    def _gates(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        context_mask: Tensor | None,
-        segment_ids: Tensor | None,
-        threshold: float | None,
-    ) -> Gates:
-        first = prompt_context(input_ids, attention_mask, None) if context_mask is None else context_mask.bool()
-        contexts = self._contexts(input_ids, attention_mask, first, segment_ids)
-        known = self.known_gates(input_ids, contexts, threshold=threshold, segment_ids=segment_ids)
-        probe = RouteProbe(self.routers, contexts, threshold=threshold, segment_ids=segment_ids)
-        return known if known is not None else self._probe(input_ids, attention_mask, probe)
-
-    def _probe(self, input_ids: Tensor, attention_mask: Tensor | None, probe: RouteProbe) -> Gates:
-        self.structure.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, routing=probe)
-        return probe.gates
 
     # --- disk --------------------------------------------------------------------------------------------------
 

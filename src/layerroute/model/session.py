@@ -86,6 +86,7 @@ class Session:
         self.model = model
         self.max_tokens = max_tokens
         self.reuse = reuse
+        self._merged = model.merged
         self.drop()
 
     def drop(self) -> None:
@@ -112,17 +113,8 @@ class Session:
         if position < len(self.tokens):
             raise RouteOpens(position)
 
-    def open(
-        self,
-        model: RoutedModel,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        gates: Gates | None,
-        threshold: float | None,
-        *,
-        forced: bool,
-    ) -> RoutedCache:
-        """The cache for a turn whose whole prompt is `input_ids` `[1, seq]`, what the two share kept in it.
+    def check(self, model: RoutedModel, input_ids: Tensor, attention_mask: Tensor) -> None:
+        """Refuse a prompt that is none of this conversation's.
 
         Raises:
             GenerationError: another model's prompt, several rows, or padding.
@@ -133,11 +125,26 @@ class Session:
             raise GenerationError(f"session: a conversation is one row, not {len(input_ids)}")
         if not bool(attention_mask.all()):
             raise GenerationError("session: its prompt is read as it stands; attention_mask must not hide any token")
+
+    def open(
+        self,
+        model: RoutedModel,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        gates: Gates | None,
+        threshold: float | None,
+        *,
+        forced: bool,
+    ) -> RoutedCache:
+        """The cache for a turn whose whole prompt is `input_ids` `[1, seq]`, what the two share kept in it."""
+        if self._merged != model.merged:
+            self.drop()  # keys of weights that round differently
+            self._merged = model.merged
         self._keep_shared(input_ids[0].tolist())
         if gates is not None:
             self._forget(self._serves(gates.hard[0, 0] > 0.5))
         remember = not forced and model.router_config.context == "full"
-        if remember and len(self.tokens) and (self._memory is None or self._memory.length != len(self.tokens)):
+        if remember and len(self.tokens) and self._memory is None:
             # the routers' tail is read again; a mean needs everything
             tail_only = model.router_config.pooling in ("tail", "last")
             self._forget(len(self.tokens) - model.router_config.window if tail_only else 0)
@@ -188,6 +195,7 @@ class Session:
         if position >= len(self.tokens):
             return
         assert self._cache is not None
+        self._memory = None  # it has read what is now forgotten
         if position == 0 or self._cache.slides:
             self.drop()
             return

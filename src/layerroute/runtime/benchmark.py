@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import torch
@@ -25,35 +25,15 @@ from layerroute.errors import ConfigError
 from layerroute.model.cache import RoutedCache
 from layerroute.model.routed import RoutedModel
 from layerroute.runtime.arms import Arm, endless, evenly_spread, mixed_routes, routed_arm, static_removal
+from layerroute.runtime.bandwidth import bandwidth_limits
 from layerroute.runtime.counting import count_flops
+from layerroute.runtime.goals import Times, goals_of, kv_goal, ratios_of
 from layerroute.runtime.machine import machine_facts
-from layerroute.runtime.timing import Goal, Line, Ratio, Spread
+from layerroute.runtime.timing import Line, Spread
 
 __all__ = ["BenchmarkSettings", "run"]
 
 _DEFAULT_SHARE = 0.27  # of the blocks: 8 of 30
-_COMPARISONS = {
-    "open/plain": ("open", "plain"),
-    "static/plain": ("static", "plain"),
-    "routed/plain": ("routed", "plain"),
-    "routed/static": ("routed", "static"),
-    "share_of_ideal": ("static", "routed"),
-    "mixed/open": ("mixed", "open"),
-    "compiled-open/open": ("compiled-open", "open"),
-    "compiled-routed/routed": ("compiled-routed", "routed"),
-}
-"""Per name: whose time is divided by whose."""
-_GOALS = (
-    ("open/plain", "prefill", Goal("prefill, open/plain", "<=", 1.02)),
-    ("open/plain", "decode", Goal("decode, open/plain", "<=", 1.02)),
-    ("share_of_ideal", "decode", Goal("decode, share of the speed of static removal", ">=", 0.98)),
-    ("routed/static", "prefill", Goal("prefill, routed/static", "<=", 1.03)),
-    ("mixed/open", "prefill", Goal("prefill, mixed/open", "<", 1.0)),
-    ("mixed/open", "decode", Goal("decode, mixed/open", "<", 1.0)),
-    ("mixed/open", "total", Goal("whole generation, mixed/open", "<", 1.0)),
-    ("compiled-open/open", "decode", Goal("decode, compiled-open/open", "<=", 1.0)),
-    ("compiled-routed/routed", "decode", Goal("decode, compiled-routed/routed", "<=", 1.0)),
-)
 _COUNTED = (64, 4)  # tokens of the prompt and new ones, at most: a short run shows what is executed
 
 _LOG = logging.getLogger(__name__)
@@ -75,25 +55,6 @@ class BenchmarkSettings(Settings):
     """Whether decode time is also measured against the number of executed blocks, at the first batch size."""
     seed: int = Field(0, ge=0)
     """Of the prompts and of the resampling."""
-
-
-@dataclass
-class _Times:
-    """What was measured of one arm: milliseconds, one figure per repetition."""
-
-    warmup_s: float
-    kv_bytes: int | None
-    prefill: list[float] = field(default_factory=list)
-    decode: list[float] = field(default_factory=list)
-    total: list[float] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "prefill_ms": asdict(Spread.of(self.prefill)),
-            "decode_ms": asdict(Spread.of(self.decode)),
-            "total_ms": asdict(Spread.of(self.total)),
-            "warmup_s": self.warmup_s,
-        }
 
 
 def run(plain: PreTrainedModel, model: RoutedModel, settings: BenchmarkSettings) -> dict[str, Any]:
@@ -135,15 +96,16 @@ def _measure(
         if settings.compiled and len(model.graphs) == 0:
             raise ConfigError("compiled=True: this backbone decodes eagerly, for the reason logged; leave it out")
         _repeat(arms, ids, settings, times)
-        ratios = _ratios(times, settings.seed)
+        ratios = ratios_of(times, settings.seed)
         report["arms"][str(batch)] = {name: measured.as_dict() for name, measured in times.items()}
         report["comparisons"][str(batch)] = {
             name: {part: ratio.as_dict() for part, ratio in parts.items()} for name, parts in ratios.items()
         }
-        report["goals"] += _goals(ratios, batch)
+        report["goals"] += goals_of(ratios, batch)
         if "kv_bytes" not in report:
             report["kv_bytes"] = _kv_bytes(times, batch)
-            report["goals"].append(_kv_goal(report["kv_bytes"]["ratio"], 1 - len(closed) / model.routers.blocks))
+            report["goals"].append(kv_goal(report["kv_bytes"]["ratio"], 1 - len(closed) / model.routers.blocks))
+    report["bandwidth"] = _bandwidth(model, closed, settings, report["arms"])
     if settings.sweep:
         report["sweep"] = _sweep(plain, model, len(closed), settings)
     prompt, new = min(settings.prompt_tokens, _COUNTED[0]), min(settings.new_tokens, _COUNTED[1])
@@ -200,19 +162,19 @@ def _arms(
     return arms
 
 
-def _warm_up(arms: Sequence[Arm], ids: Tensor, settings: BenchmarkSettings) -> dict[str, _Times]:
+def _warm_up(arms: Sequence[Arm], ids: Tensor, settings: BenchmarkSettings) -> dict[str, Times]:
     """Run every arm once; whatever is made on the first call (compiled graphs) is made here."""
-    times: dict[str, _Times] = {}
+    times: dict[str, Times] = {}
     for arm in arms:
         start = time.perf_counter()
         cache = arm.run(ids, settings.new_tokens).cache
         held = cache.nbytes() if isinstance(cache, RoutedCache) else None
-        times[arm.name] = _Times(warmup_s=time.perf_counter() - start, kv_bytes=held)
+        times[arm.name] = Times(warmup_s=time.perf_counter() - start, kv_bytes=held)
         _LOG.info("batch %d: warmed up %s in %.1f s", len(ids), arm.name, times[arm.name].warmup_s)
     return times
 
 
-def _repeat(arms: Sequence[Arm], ids: Tensor, settings: BenchmarkSettings, times: Mapping[str, _Times]) -> None:
+def _repeat(arms: Sequence[Arm], ids: Tensor, settings: BenchmarkSettings, times: Mapping[str, Times]) -> None:
     """Run the arms in turn, and add to `times`."""
     for repetition in range(settings.repetitions):
         first = repetition % len(arms)
@@ -238,38 +200,29 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _ratios(times: Mapping[str, _Times], seed: int) -> dict[str, dict[str, Ratio]]:
-    return {
-        name: {
-            part: Ratio.of(getattr(times[arm], part), getattr(times[reference], part), seed)
-            for part in ("prefill", "decode", "total")
-        }
-        for name, (arm, reference) in _COMPARISONS.items()
-        if arm in times and reference in times
+def _bandwidth(
+    model: RoutedModel, closed: Sequence[int], settings: BenchmarkSettings, arms: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The memory-bandwidth limit of a decoding step at the first batch size, and the share that each arm reaches."""
+    batch = settings.batch[0]
+    every = torch.ones(model.routers.blocks, dtype=torch.bool)
+    fewer = every.clone()
+    fewer[list(closed)] = False
+    positions = settings.prompt_tokens + settings.new_tokens // 2
+    limits = bandwidth_limits(model, {"open": every, "routed": fewer}, positions, batch)
+    pace = {"plain": "open", "static": "routed", "compiled-open": "open", "compiled-routed": "routed"}
+    limits["share_of_limit"] = {
+        name: limits[pace.get(name, name)]["limit_ms"] / arm["decode_ms"]["median"]
+        for name, arm in arms[str(batch)].items()
+        if name != "mixed"
     }
+    return limits
 
 
-def _goals(ratios: Mapping[str, Mapping[str, Ratio]], batch: int) -> list[dict[str, Any]]:
-    rows = []
-    for comparison, part, goal in _GOALS:
-        if comparison in ratios:
-            ratio = ratios[comparison][part]
-            value, interval = ratio.as_dict()["ratio"], ratio.interval
-            rows.append(
-                {"goal": f"batch {batch}: {goal}", "value": value, "interval": interval, "met": goal.met(interval)}
-            )
-    return rows
-
-
-def _kv_bytes(times: Mapping[str, _Times], batch: int) -> dict[str, Any]:
+def _kv_bytes(times: Mapping[str, Times], batch: int) -> dict[str, Any]:
     whole, routed = times["open"].kv_bytes, times["routed"].kv_bytes
     assert whole is not None and routed is not None, "a routed generation has a routed cache"
     return {"batch": batch, "open": whole, "routed": routed, "ratio": routed / whole}
-
-
-def _kv_goal(ratio: float, share: float) -> dict[str, Any]:
-    goal = Goal("KV bytes, routed/open", "<=", share + 1e-6)  # the share itself, up to rounding
-    return {"goal": str(goal), "value": ratio, "interval": (ratio, ratio), "met": goal.met((ratio, ratio))}
 
 
 def _sweep(plain: PreTrainedModel, model: RoutedModel, skip: int, settings: BenchmarkSettings) -> dict[str, Any]:

@@ -27,6 +27,7 @@ __all__ = ["Check", "Report", "measure_gates", "run"]
 
 _CHECKED = (0.1, 0.2, 0.3)
 _BATCH_SIZE = 8
+_TOLERANCE = 0.03
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,11 +41,19 @@ class Check:
     skip_rate: dict[str, float]
     """Share of blocks not executed, over `all` rows and over each step type's."""
 
+    @property
+    def met(self) -> bool:
+        """Whether the rows that the budget speaks of skip what it asks for, within 3 points."""
+        budget = self.skip_budget
+        ((name, share),) = budget.items() if isinstance(budget, dict) else [("all", budget)]
+        return abs(self.skip_rate[name] - share) <= _TOLERANCE
+
     def line(self, names: list[str]) -> str:
         """A row of the printed table, with a column for each of `names`."""
         budget = self.skip_budget
         asked = "".join(f"{k}={v}" for k, v in budget.items()) if isinstance(budget, dict) else str(budget)
-        return f"{asked:<16}{self.threshold:9.4f}" + "".join(f"{self.skip_rate[name]:>11.1%}" for name in names)
+        line = f"{asked:<16}{self.threshold:9.4f}" + "".join(f"{self.skip_rate[name]:>11.1%}" for name in names)
+        return line if self.met else f"{line}  missed by more than {_TOLERANCE:.0%}"
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class Report:
             "rows": self.calibration.rows,
             "checked_rows": self.checked_rows,
             "dropped": self.dropped,
-            "checks": [vars(check) for check in self.checks],
+            "checks": [{**vars(check), "met": check.met} for check in self.checks],
         }
 
     def table(self) -> str:

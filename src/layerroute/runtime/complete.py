@@ -39,6 +39,10 @@ class Segment:
         """Share of blocks not executed."""
         return float((~self.route).float().mean())
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {**vars(self), "route": self.route.tolist(), "skip_rate": self.skip_rate}
+
 
 @dataclass(frozen=True)
 class Completion:
