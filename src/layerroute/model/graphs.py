@@ -189,6 +189,7 @@ class _Graph:
             assert memory is not None
             tail = memory.tail
             self.tap.hidden = tail.new_zeros(len(rows), self.capacity, tail.shape[-1])
+            torch._dynamo.mark_static_address(self.tap.hidden)  # as transformers does with keys and values
 
     def step(self, tokens: Tensor, position: int) -> Tensor:
         """Logits `[rows, 1, words]` after `tokens` `[rows]`, which stand at `position`."""

@@ -43,7 +43,7 @@ __all__ = ["RoutedModel", "RoutedOutput"]
 
 @dataclass
 class RoutedOutput(CausalLMOutputWithPast):
-    """What transformers returns, and the route that gave it."""
+    """What transformers returns, and the route that gave it; with segments there is a dimension for them after batch."""
 
     routes: Tensor | None = None
     """bool `[batch, blocks]`, True = executed."""
@@ -235,6 +235,7 @@ class RoutedModel(nn.Module):
             BackboneError: the backbone's forward does not run its blocks through its list of layers.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, **kwargs}
+        segment_ids = attended_segments(segment_ids, attention_mask)
         cache = kwargs.get("past_key_values")
         if self.training and self.merged:
             raise ConfigError("training mode while LoRA is merged: its gradient would be lost; call unmerge_adapter()")
@@ -256,7 +257,6 @@ class RoutedModel(nn.Module):
                 )
             return self._run(inputs, cache.routing)
         context = prompt_context(input_ids, attention_mask, labels) if context_mask is None else context_mask.bool()
-        segment_ids = attended_segments(segment_ids, attention_mask)
         contexts = segment_contexts(self, context, attention_mask, segment_ids)
         gates = known_gates(self, input_ids, contexts, routes, noise=logit_noise, segment_ids=segment_ids)
         settings: dict[str, Any] = {"noise": logit_noise, "segment_ids": segment_ids}
