@@ -89,7 +89,7 @@ def _check_names(model: str | None, adapter: str | None, backbone: str | None) -
 def _load(
     model: str | None, adapter: str | None, backbone: str | None, device: str | None, dtype: str | None, seed: int
 ) -> tuple[PreTrainedModel, RoutedModel]:
-    """The backbone twice: untouched, and routed with LoRA merged."""
+    """The backbone twice: untouched, and routed with LoRA merged; what LoRA does not touch lies in memory once."""
     import torch
     from transformers import set_seed
     from transformers.utils import logging as transformers_logging
@@ -98,12 +98,14 @@ def _load(
     from layerroute.cli.load import pick_device
     from layerroute.model.adapter import find_adapter, read_config
     from layerroute.model.backbone import load_backbone
+    from layerroute.runtime.arms import sharing_copy
 
     transformers_logging.disable_progress_bar()
     source = model or backbone or read_config(find_adapter(str(adapter)))["backbone"]["name"]
     where = pick_device(device)
     weights = None if dtype is None else {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    plain, routable = (load_backbone(source, dtype=weights, device=where)[0] for _ in range(2))
+    plain, _ = load_backbone(source, dtype=weights, device=where)
+    routable = sharing_copy(plain)
     if adapter is not None:
         routed = RoutedModel.from_pretrained(adapter, routable)
     else:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["DecodeGraphs", "GraphRun"]
 
 _LOG = logging.getLogger(__name__)
-_CAPACITY_STEP = 256  # positions
+_CAPACITY_STEP = 64  # positions: attention runs over all of them, read or not
 
 
 class _Key(NamedTuple):

@@ -277,19 +277,20 @@ class SkippingRouting(Routing):
 
     def _select(self, kwargs: dict[str, Any], rows: tuple[int, ...], batch: int) -> dict[str, Any]:
         """Restrict the per-row arguments of a block (mask, positions, rotary embedding) to `rows`, once per pass."""
-
-        def select(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(select(part) for part in value)
-            if not isinstance(value, Tensor) or value.shape[0] != batch:
-                return value
-            key = rows, id(value)
-            if key not in self._selected:  # the value is kept beside it, so that its id stays its own
-                self._selected[key] = value, value.index_select(0, self._index(rows, value.device))
-            return self._selected[key][1]
-
         per_row = ("attention_mask", "position_ids", "position_embeddings")
-        return {name: select(value) if name in per_row else value for name, value in kwargs.items()}
+        return {
+            name: self._select_part(value, rows, batch) if name in per_row else value for name, value in kwargs.items()
+        }
+
+    def _select_part(self, value: Any, rows: tuple[int, ...], batch: int) -> Any:
+        if isinstance(value, tuple):
+            return tuple(self._select_part(part, rows, batch) for part in value)
+        if not isinstance(value, Tensor) or value.shape[0] != batch:
+            return value
+        key = rows, id(value)
+        if key not in self._selected:  # the value is kept beside it, so that its id stays its own
+            self._selected[key] = value, value.index_select(0, self._index(rows, value.device))
+        return self._selected[key][1]
 
 
 class RouteProbe(SkippingRouting):
