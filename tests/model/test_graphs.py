@@ -29,6 +29,7 @@ def eager_backend(monkeypatch):
 
 def both(model, ids, **arguments):
     mask = arguments.pop("attention_mask", torch.ones_like(ids))
+    model.graphs.cpu_rows = 8
     return [
         model.generate(
             ids,
@@ -203,3 +204,16 @@ def test_no_compiler(make_routed, tokens, monkeypatch):
     monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.raises(GenerationError, match=r"could not compile .*: No working C\+\+ compiler found\); a C\+\+"):
         make_routed().generate(tokens(1, 7), compiled=True, **GREEDY)
+
+
+def test_batches_decode_eagerly_on_a_cpu(eager_backend, make_routed, tokens, caplog):
+    """Where generated code is slower for several rows; said once."""
+    model = make_routed()
+    for _ in range(2):
+        model.generate(tokens(2, 7), compiled=True, **GREEDY)
+    assert len(model.graphs) == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "compiled=True: decoding eagerly: on a CPU more than 1 rows are faster so"
+    ]
+    model.generate(tokens(1, 7), compiled=True, **GREEDY)
+    assert len(model.graphs) == 1

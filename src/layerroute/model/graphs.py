@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["DecodeGraphs", "GraphRun"]
 
 _LOG = logging.getLogger(__name__)
-_CAPACITY_STEP = 64  # positions: attention runs over all of them, read or not
+_CAPACITY_STEP = 64  # positions: on a GPU attention runs over all of them, written to or not
 
 
 class _Key(NamedTuple):
@@ -48,15 +48,18 @@ class DecodeGraphs:
 
     Args:
         limit: how many are kept; each holds a static cache. The first ones stay, further routes decode eagerly.
+        cpu_rows: larger batches decode eagerly on a CPU, where generated code gains for one row and loses for several
+            (docs/log.md).
     """
 
-    def __init__(self, limit: int = 8) -> None:
+    def __init__(self, limit: int = 8, cpu_rows: int = 1) -> None:
         self.limit = limit
+        self.cpu_rows = cpu_rows
         self._graphs: dict[_Key, _Graph] = {}
         self._told: set[str] = set()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DecodeGraphs:
-        return DecodeGraphs(self.limit)  # a copied model's weights are others
+        return DecodeGraphs(self.limit, self.cpu_rows)  # a copied model's weights are others
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -77,6 +80,8 @@ class DecodeGraphs:
         Returns:
             None where the generation has to go on eagerly.
         """
+        if model.device.type == "cpu" and len(mask) > self.cpu_rows:
+            return self._none(f"on a CPU more than {self.cpu_rows} rows are faster so")
         attention = model.config._attn_implementation
         if cache.slides or attention not in ("sdpa", "eager"):
             return self._none(f"a static cache serves neither sliding windows nor {attention} attention")
@@ -112,7 +117,7 @@ class DecodeGraphs:
     def _none(self, reason: str) -> Any:
         """None, and why a generation that was to be compiled is not; said once."""
         if reason not in self._told:
-            _LOG.warning("compiled=True: decoding eagerly, for %s", reason)
+            _LOG.warning("compiled=True: decoding eagerly: %s", reason)
             self._told.add(reason)
         return None
 
@@ -195,7 +200,7 @@ class _Graph:
         """Logits `[rows, 1, words]` after `tokens` `[rows]`, which stand at `position`."""
         self.mask[..., position] = True
         try:
-            logits: Tensor = self._step(tokens[:, None], self.attended, self.mask, self.where)
+            logits: Tensor = self._step(tokens[:, None], self.attended, self._shown(position), self.where)
         except Exception as error:
             if self._runs:
                 raise
@@ -207,6 +212,18 @@ class _Graph:
         self._runs = True
         self.attended, self.where = self.attended + 1, self.where + 1
         return logits.clone()  # a CUDA graph writes its next result to the same place
+
+    def _shown(self, position: int) -> Tensor:
+        """The mask up to `position`, so that attention does not run over capacity that nothing was written to.
+
+        A CUDA graph has one shape for good and gets the whole mask.
+        """
+        if self.mask.is_cuda:
+            return self.mask
+        shown = self.mask[..., : position + 1]
+        if not self._runs:
+            torch._dynamo.mark_dynamic(shown, 3)
+        return shown
 
 
 class GraphRun:

@@ -6,6 +6,7 @@ Owns the public surface (PEFT's vocabulary). How blocks run under a route is `ro
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ __all__ = ["RoutedModel", "RoutedOutput"]
 
 @dataclass
 class RoutedOutput(CausalLMOutputWithPast):
-    """What transformers returns, and the route that gave it; with segments there is a dimension for them after batch."""
+    """What transformers returns, and the route that gave it; with segments, these have a dimension for them."""
 
     routes: Tensor | None = None
     """bool `[batch, blocks]`, True = executed."""
@@ -163,7 +164,7 @@ class RoutedModel(nn.Module):
         if self._merged is None:
             yield
             return
-        graphs, self.graphs = self.graphs, DecodeGraphs()  # those of the merged weights wait
+        graphs, self.graphs = self.graphs, copy.deepcopy(self.graphs)  # those of the merged weights wait
         self._merged.restore()
         try:
             yield

@@ -57,6 +57,8 @@ def _decode_attention(
     graph, which costs more than the rest of a small model's attention.
     """
     rows, heads, _, dim = query.shape
+    if attention_mask is not None:  # the mask may end before the capacity does
+        key, value = key[:, :, : attention_mask.shape[-1]], value[:, :, : attention_mask.shape[-1]]
     packed = query.reshape(rows, key.shape[1], heads // key.shape[1], dim)
     out = functional.scaled_dot_product_attention(packed, key, value, attn_mask=attention_mask, scale=scaling)
     return out.reshape(rows, 1, heads, out.shape[-1]), None
