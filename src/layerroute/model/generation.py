@@ -100,10 +100,7 @@ def generate(
         BackboneError: the backbone's forward does not run its blocks through its list of layers.
     """
     backbone: Any = model.backbone
-    settings = copy.deepcopy(generation_config or backbone.generation_config)
-    for name, value in backbone.generation_config.to_dict().items():  # as transformers fills what is left open
-        if getattr(settings, name, None) is None:
-            setattr(settings, name, value)
+    settings = _filled(generation_config or backbone.generation_config, backbone.generation_config)
     kwargs = settings.update(**kwargs)
     _refuse(settings, kwargs)
     _check_length(model, input_ids, settings)
@@ -156,6 +153,15 @@ def generate(
     sequences = out.sequences if settings.return_dict_in_generate else out
     sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(copies, dim=0)  # padded where it was
     return out
+
+
+def _filled(settings: GenerationConfig, defaults: GenerationConfig) -> GenerationConfig:
+    """A copy of `settings` in which what is left open is the backbone's, as transformers fills it."""
+    filled = copy.deepcopy(settings)
+    for name, value in defaults.to_dict().items():
+        if getattr(filled, name, None) is None:
+            setattr(filled, name, value)
+    return filled
 
 
 def _left_aligned(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

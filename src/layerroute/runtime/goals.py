@@ -54,6 +54,7 @@ class Times:
 
 
 def ratios_of(times: Mapping[str, Times], seed: int) -> dict[str, dict[str, Ratio]]:
+    """Every comparison whose two arms were measured: prefill, decode and total apart."""
     return {
         name: {
             part: Ratio.of(getattr(times[arm], part), getattr(times[reference], part), seed)
@@ -65,6 +66,7 @@ def ratios_of(times: Mapping[str, Times], seed: int) -> dict[str, dict[str, Rati
 
 
 def goals_of(ratios: Mapping[str, Mapping[str, Ratio]], batch: int) -> list[dict[str, Any]]:
+    """JSON-able: each goal that a comparison speaks of, its figure, and whether it is met."""
     rows = []
     for comparison, part, goal in _GOALS:
         if comparison in ratios:
@@ -77,5 +79,6 @@ def goals_of(ratios: Mapping[str, Mapping[str, Ratio]], batch: int) -> list[dict
 
 
 def kv_goal(ratio: float, share: float) -> dict[str, Any]:
+    """JSON-able: whether the cache holds no more than the share of the blocks that run."""
     goal = Goal("KV bytes, routed/open", "<=", share + 1e-6)  # the share itself, up to rounding
     return {"goal": str(goal), "value": ratio, "interval": (ratio, ratio), "met": goal.met((ratio, ratio))}
