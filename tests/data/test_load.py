@@ -7,7 +7,7 @@ import json
 import pytest
 
 from layerroute.data.builtin import builtin_steps
-from layerroute.data.load import load_steps
+from layerroute.data.load import load_steps, open_steps
 from layerroute.data.steps import digest, write_steps
 from layerroute.errors import DataError
 
@@ -69,6 +69,20 @@ def test_a_limit_takes_whole_groups_in_order_and_is_seeded():
     assert len(parted) <= 1
     assert load_steps(["builtin:200"], limit_per_source=40).steps == limited
     assert len(load_steps(["builtin:20"], limit_per_source=40).steps) == 20
+
+
+def test_a_file_is_read_row_by_row_and_again(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    write_steps(path, builtin_steps(200, seed=1))
+    stream = open_steps([str(path), "builtin:30"], limit_per_source=20)
+    assert stream.count == 40
+    assert list(stream) == list(stream) == load_steps([str(path), "builtin:30"], limit_per_source=20).steps
+    first = iter(stream)
+    next(first)
+    with path.open("a") as file:
+        file.write("{")
+    with pytest.raises(DataError, match=r"mine\.jsonl:201: not JSON"):  # had all been held, nobody would have noticed
+        list(stream)
 
 
 @pytest.mark.parametrize(

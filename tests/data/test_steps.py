@@ -16,7 +16,8 @@ from layerroute.data.steps import (
     Step,
     check_tools,
     digest,
-    mark_open_turns,
+    mark_open_turn,
+    open_turns,
     read_steps,
     split_by_group,
     write_steps,
@@ -172,7 +173,8 @@ def test_thoughts_that_a_row_takes_up_are_marked_open():
     partial = {"role": "assistant", "content": "look it up", "partial": True}
     call = Step.from_row(changed(messages=[*ROW["messages"], partial]))
     steps = [thought(1, "look it up"), call, thought(2, "nothing to do")]
-    assert [bool(s.target.get("partial")) for s in mark_open_turns(steps)] == [True, False, False]
+    marked = [mark_open_turn(step, open_turns(steps)) for step in steps]
+    assert [bool(s.target.get("partial")) for s in marked] == [True, False, False]
 
 
 def test_reading_needs_neither_torch_nor_transformers():

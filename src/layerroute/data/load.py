@@ -3,13 +3,14 @@
 A spec is a file in the row format (`.jsonl`, `.jsonl.gz`), `builtin` or `builtin:COUNT`, a hub dataset by name, or
 `FORMAT:FILE` for raw logs. Contract: the same specs and seed give the same steps in the same order. Boundary: what a
 source looks like is known to `steps`, `sources`, `hub` and `builtin`; this file only chooses among them.
+A file of steps is read twice, and never held: once to look it over, and then row by row.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from typing import Any
 from layerroute.data.builtin import builtin_steps
 from layerroute.data.hub import HUB, hub_steps
 from layerroute.data.sources import CONVERTERS, DIRTY
-from layerroute.data.steps import Step, digest, digest_steps, mark_open_turns, read_json_rows, read_steps
+from layerroute.data.steps import Step, digest, digest_steps, mark_open_turn, open_turns, read_json_rows, read_steps
 from layerroute.errors import DataError
 
-__all__ = ["BUILTIN_COUNT", "Loaded", "load_steps"]
+__all__ = ["BUILTIN_COUNT", "Loaded", "StepStream", "load_steps", "open_steps"]
 
 BUILTIN_COUNT = 600
 
@@ -36,8 +37,38 @@ class Loaded:
     """Spec to the number of raw rows that could not be converted (public datasets only)."""
 
 
+@dataclass(frozen=True)
+class StepStream:
+    """Steps that can be iterated over, again and again, and where they come from."""
+
+    digests: dict[str, str]
+    """As `Loaded.digests`."""
+    skipped: dict[str, int]
+    """As `Loaded.skipped`."""
+    count: int
+    """How many steps an iteration gives."""
+    _sources: Sequence[tuple[Callable[[], Iterable[Step]], set[bytes], dict[str, int] | None]]
+    """Per spec: its steps, its open turns, and how many steps of each group are taken, where not all are."""
+
+    def __iter__(self) -> Iterator[Step]:
+        for steps, opened, room in self._sources:
+            left = None if room is None else dict(room)
+            for step in steps():
+                if left is not None:
+                    if not left[step.group]:
+                        continue
+                    left[step.group] -= 1
+                yield mark_open_turn(step, opened)
+
+
 def load_steps(specs: Sequence[str], seed: int = 0, limit_per_source: int | None = None) -> Loaded:
-    """Load every spec, in order.
+    """Load every spec, in order; see `open_steps`."""
+    stream = open_steps(specs, seed, limit_per_source)
+    return Loaded(list(stream), stream.digests, stream.skipped)
+
+
+def open_steps(specs: Sequence[str], seed: int = 0, limit_per_source: int | None = None) -> StepStream:
+    """Look every spec over, so that its steps can be read one by one, in order.
 
     Args:
         specs: what to load; see the module's docstring.
@@ -50,35 +81,51 @@ def load_steps(specs: Sequence[str], seed: int = 0, limit_per_source: int | None
     """
     if not specs:
         raise DataError(f"no data given; use {_known()}")
-    steps: list[Step] = []
+    sources = []
     digests: dict[str, str] = {}
     skipped: dict[str, int] = {}
+    count = 0
     for spec in map(str, specs):
         if spec in digests:
             raise DataError(f"data {spec!r} is given twice")
         counter: Counter[str] = Counter()
-        loaded, file = _load(spec, seed, limit_per_source, counter)
-        if not loaded:
+        steps, file = _source(spec, seed, limit_per_source, counter)
+        sizes: Counter[str] = Counter()
+        opened = open_turns(_counted(steps(), sizes))
+        if not sizes:
             raise DataError(f"data {spec!r} gives no step; rows left out: {dict(counter.most_common(3))}")
-        digests[spec] = digest(file) if file else digest_steps(loaded)
-        steps += _limited(mark_open_turns(loaded), limit_per_source, seed)
+        room = _room(sizes, limit_per_source, seed)
+        sources.append((steps, opened, room))
+        count += sum((sizes if room is None else room).values())
+        digests[spec] = digest(file) if file else digest_steps(steps())
         if counter:
             skipped[spec] = counter.total()
-    return Loaded(steps, digests, skipped)
+    return StepStream(digests, skipped, count, sources)
 
 
-def _load(spec: str, seed: int, limit: int | None, skipped: Counter[str]) -> tuple[list[Step], Path | None]:
-    """The steps of one spec, and the file they stand in if there is one."""
+def _counted(steps: Iterable[Step], sizes: Counter[str]) -> Iterator[Step]:
+    for step in steps:
+        sizes[step.group] += 1
+        yield step
+
+
+def _source(
+    spec: str, seed: int, limit: int | None, skipped: Counter[str]
+) -> tuple[Callable[[], Iterable[Step]], Path | None]:
+    """What gives the steps of one spec, and the file they stand in if there is one."""
     name, _, rest = spec.partition(":")
+    file: Path | None = None
     if name == "builtin":
-        return builtin_steps(_count(spec, rest), seed), None
-    if spec in HUB:
-        return _first(hub_steps(spec, skipped, streaming=limit is not None), limit), None
-    if name in CONVERTERS and rest:
-        return _converted(name, rest, skipped if name in DIRTY else None), Path(rest)
-    if spec.endswith((".jsonl", ".jsonl.gz")) or Path(spec).is_file():
-        return list(read_steps(spec)), Path(spec)
-    raise DataError(f"unknown data {spec!r}; use {_known()}")
+        held = builtin_steps(_count(spec, rest), seed)
+    elif spec in HUB:
+        held = _first(hub_steps(spec, skipped, streaming=limit is not None), limit)
+    elif name in CONVERTERS and rest:
+        held, file = _converted(name, rest, skipped if name in DIRTY else None), Path(rest)
+    elif spec.endswith((".jsonl", ".jsonl.gz")) or Path(spec).is_file():
+        return lambda: read_steps(spec), Path(spec)
+    else:
+        raise DataError(f"unknown data {spec!r}; use {_known()}")
+    return lambda: held, file
 
 
 def _converted(form: str, path: str, skipped: Counter[str] | None) -> list[Step]:
@@ -116,18 +163,15 @@ def _first(steps: Iterator[Step], limit: int | None) -> list[Step]:
     return [step for _, step in zip(range(limit), steps, strict=False)]
 
 
-def _limited(steps: list[Step], limit: int | None, seed: int) -> list[Step]:
-    if limit is None or len(steps) <= limit:
-        return steps
-    groups = sorted({step.group for step in steps})
+def _room(sizes: Counter[str], limit: int | None, seed: int) -> dict[str, int] | None:
+    """How many steps of each group a limit leaves, groups drawn at random; None where it leaves all."""
+    if limit is None or sizes.total() <= limit:
+        return None
+    groups = sorted(sizes)
     random.Random(seed).shuffle(groups)
-    sizes, chosen, room = Counter(step.group for step in steps), {}, limit
+    room = {}
+    left = limit
     for group in groups:
-        chosen[group] = min(room, sizes[group])
-        room -= chosen[group]
-    kept = []
-    for step in steps:
-        if chosen[step.group]:
-            chosen[step.group] -= 1
-            kept.append(step)
-    return kept
+        room[group] = min(left, sizes[group])
+        left -= room[group]
+    return room

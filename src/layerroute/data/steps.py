@@ -13,7 +13,7 @@ import json
 import random
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any, cast
@@ -26,7 +26,8 @@ __all__ = [
     "Step",
     "digest",
     "digest_steps",
-    "mark_open_turns",
+    "mark_open_turn",
+    "open_turns",
     "read_json_rows",
     "read_steps",
     "split_by_group",
@@ -212,25 +213,29 @@ def digest_steps(steps: Iterable[Step]) -> str:
     return sha.hexdigest()
 
 
-def mark_open_turns(steps: Sequence[Step]) -> list[Step]:
-    """Mark the thoughts that a call follows in the same turn with `"partial": true`.
+def open_turns(steps: Iterable[Step]) -> set[bytes]:
+    """The thoughts that a call follows in the same turn, as short digests for `mark_open_turn`.
 
-    Such a thought is recognised by another row of its group that takes it up as its partial last message. Unmarked, it
-    would be trained with an end of turn after it, and the model would stop where it should go on to the call.
+    Such a thought is recognised by another row of its group that takes it up as its partial last message.
     """
-    continued = {_turn_key(step, step.messages[-1]["content"]) for step in steps if step.messages[-1].get("partial")}
-
-    def mark(step: Step) -> Step:
-        text = step.target["content"]
-        if step.step_type == "tool_call" or _turn_key(step, text, before=len(step.messages)) not in continued:
-            return step
-        return replace(step, target={**step.target, "partial": True})
-
-    return [mark(step) for step in steps]
+    last = ((step, step.messages[-1]) for step in steps)
+    return {_turn_key(step.group, len(step.messages) - 1, end["content"]) for step, end in last if end.get("partial")}
 
 
-def _turn_key(step: Step, text: str, before: int | None = None) -> tuple[str, int, str]:
-    return step.group, len(step.messages) - 1 if before is None else before, text
+def mark_open_turn(step: Step, opened: set[bytes]) -> Step:
+    """Mark a thought that a call follows in the same turn with `"partial": true`.
+
+    Unmarked, it would be trained with an end of turn after it, and the model would stop where it should go on to the
+    call.
+    """
+    text = step.target["content"]
+    if step.step_type == "tool_call" or _turn_key(step.group, len(step.messages), text) not in opened:
+        return step
+    return replace(step, target={**step.target, "partial": True})
+
+
+def _turn_key(group: str, before: int, text: str) -> bytes:
+    return hashlib.blake2b(json.dumps([group, before, text]).encode(), digest_size=12).digest()
 
 
 def split_by_group(steps: Iterable[Step], share: float, seed: int) -> tuple[list[Step], list[Step]]:
