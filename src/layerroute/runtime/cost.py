@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from layerroute.model.routed import RoutedModel
 
-__all__ = ["Flops", "Segments", "backbone_flops", "executed_flops"]
+__all__ = ["Flops", "Segments", "backbone_flops", "executed_flops", "lora_flops"]
 
 Segments = Sequence[tuple[int, Tensor]]
 
@@ -51,10 +51,18 @@ def executed_flops(model: RoutedModel, segments: Segments, prompt_tokens: int, n
     return Flops(flops.prefill + _decision(model, prompt_tokens), flops.decode + again)
 
 
+def lora_flops(model: RoutedModel, prompt_tokens: int, new_tokens: int) -> Flops:
+    """FLOPs of the same generation with every block, LoRA beside the weights, and no routers."""
+    return _generation(model, [(0, _every(model))], prompt_tokens, new_tokens, lora=True)
+
+
 def backbone_flops(model: RoutedModel, prompt_tokens: int, new_tokens: int) -> Flops:
     """FLOPs of the same generation by the untouched backbone: every block, no LoRA, no routers."""
-    every = torch.ones(model.routers.blocks, dtype=torch.bool)
-    return _generation(model, [(0, every)], prompt_tokens, new_tokens, lora=False)
+    return _generation(model, [(0, _every(model))], prompt_tokens, new_tokens, lora=False)
+
+
+def _every(model: RoutedModel) -> Tensor:
+    return torch.ones(model.routers.blocks, dtype=torch.bool)
 
 
 def _generation(model: RoutedModel, segments: Segments, prompt_tokens: int, new_tokens: int, lora: bool) -> Flops:

@@ -1,0 +1,162 @@
+"""Free running: the model answers on its own, and the answer is graded, because teacher forcing flatters.
+
+Two tasks are found in the data: `tool_call`, any step whose target is calls under a list of tools, graded as the
+Berkeley Function Calling Leaderboard does; `gsm8k`, any step whose target ends in `#### NUMBER`, graded by that number.
+Greedy, at the same prompts under four arms: the untouched backbone, LoRA alone, routed, and one static route at the
+routed rate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from layerroute.data.render import encode_prompt
+from layerroute.data.steps import Step
+from layerroute.evaluation.baselines import Baselines
+from layerroute.evaluation.calls import parse_calls, schema_valid
+from layerroute.evaluation.grading import accepted_from_gold, grade_calls, grade_number
+from layerroute.evaluation.measure import as_row, skip_points
+from layerroute.evaluation.reading import StepReader
+from layerroute.evaluation.samples import RowFile
+from layerroute.model.routed import RoutedModel
+from layerroute.runtime.complete import Completion, complete
+from layerroute.runtime.cost import backbone_flops, executed_flops, lora_flops
+
+__all__ = ["ARMS", "choose_steps", "fill", "grade", "task_of"]
+
+ARMS = ("base", "lora_only", "routed", "static")
+
+
+def task_of(step: Step) -> str | None:
+    """Which task grades this step, if any."""
+    if step.step_type == "tool_call":
+        return "tool_call" if step.tools else None
+    return "gsm8k" if "####" in step.target["content"] else None
+
+
+def choose_steps(steps: Iterable[Step], count: int, seed: int) -> list[Step]:
+    """Draw at most `count` steps of each task: always the same ones for a seed, whatever their order."""
+    drawn: dict[str, list[tuple[bytes, str, Step]]] = {}
+    for step in steps:
+        task = task_of(step)
+        if task is None:
+            continue
+        heap = drawn.setdefault(task, [])
+        rank = hashlib.blake2b(f"{seed}:{step.id}".encode(), digest_size=8).digest()
+        item = (bytes(255 - byte for byte in rank), step.id, step)  # a heap drops its smallest: the largest rank
+        if len(heap) < count:
+            heapq.heappush(heap, item)
+        elif item[:2] > heap[0][:2]:
+            heapq.heapreplace(heap, item)
+    return [step for task in sorted(drawn) for _, _, step in sorted(drawn[task], key=lambda item: item[:2])]
+
+
+def fill(
+    model: RoutedModel,
+    reader: StepReader,
+    steps: Sequence[Step],
+    chosen: Baselines,
+    file: RowFile,
+    *,
+    max_new_tokens: int,
+) -> None:
+    """Generate and grade each step under each arm that the file lacks.
+
+    LoRA is merged for the while: the texts are those that `layerroute generate` gives.
+
+    Args:
+        model: in evaluation mode.
+        reader: whose tokenizer and progress bar are used.
+        steps: as `choose_steps` gives them.
+        chosen: has the static arm's route.
+        file: generations.jsonl.
+        max_new_tokens: tokens of an answer at most.
+    """
+    done = file.keys("id", "arm")
+    model.merge_adapter()
+    try:
+        for step in tqdm(steps, desc="generating", unit="step", disable=not reader.progress):
+            missing = [arm for arm in ARMS if (step.id, arm) not in done]
+            if missing and _fits(model, reader, step, max_new_tokens):
+                file.append(_rows(model, reader, step, chosen, missing, max_new_tokens))
+    finally:
+        model.unmerge_adapter()
+
+
+def _fits(model: RoutedModel, reader: StepReader, step: Step, max_new_tokens: int) -> bool:
+    """Whether the whole prompt is read: an answer to half a question says nothing."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = reader.max_length if context is None else min(reader.max_length, context - max_new_tokens)
+    return len(encode_prompt(reader.tokenizer, step.messages, step.tools)) <= room
+
+
+def _rows(
+    model: RoutedModel, reader: StepReader, step: Step, chosen: Baselines, arms: Sequence[str], max_new_tokens: int
+) -> list[dict[str, Any]]:
+    rows = []
+    for arm in arms:
+        within: AbstractContextManager[None] = nullcontext()
+        forced: dict[str, Tensor] = {}
+        if arm == "base":
+            within = model.disable_adapter()
+        elif arm == "lora_only":
+            within = model.disable_routing()
+        elif arm == "static":
+            forced = {"routes": chosen.route("static_greedy", step.id).to(model.device)}
+        with within, torch.no_grad():
+            answer = complete(
+                model,
+                reader.tokenizer,
+                step.messages,
+                step.tools,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                **forced,
+            )
+        rows.append(_row(model, step, arm, answer))
+    return rows
+
+
+def _row(model: RoutedModel, step: Step, arm: str, answer: Completion) -> dict[str, Any]:
+    segments = [(segment.start, segment.route) for segment in answer.segments]
+    lengths = answer.prompt_tokens, answer.new_tokens
+    flops = {"base": backbone_flops, "lora_only": lora_flops}
+    cost = flops[arm](model, *lengths) if arm in flops else executed_flops(model, segments, *lengths)
+    return {
+        "id": step.id,
+        "group": step.group,
+        "source": step.source,
+        "task": task_of(step),
+        "arm": arm,
+        "text": answer.text,
+        "new_tokens": answer.new_tokens,
+        "finished": answer.finished,
+        **grade(step, answer.text),
+        "skip_rate": skip_points(answer.segments[-1].route),
+        "flops": as_row(cost),
+    }
+
+
+def grade(step: Step, text: str) -> dict[str, Any]:
+    """Grade an answer: `correct`, `valid_json`, `schema_valid` (null where there are no calls to make) and `error`.
+
+    A step may bring accepted values of its own in `meta["accepted"]`, in the leaderboard's form
+    `[{NAME: {PARAMETER: [VALUE, ...]}}, ...]`; otherwise its own calls are the only right ones.
+    """
+    if task_of(step) == "gsm8k":
+        grade = grade_number(text, step.target["content"])
+        return {"correct": grade.correct, "valid_json": None, "schema_valid": None, "error": grade.error}
+    tools = step.tools or []
+    calls, is_json = parse_calls(text)
+    expected = step.meta.get("accepted") or accepted_from_gold(step.target["tool_calls"], tools)
+    grade = grade_calls(calls, expected, tools)
+    fits = bool(calls) and all(schema_valid(call, tools) for call in calls)
+    return {"correct": grade.correct, "valid_json": is_json, "schema_valid": fits, "error": grade.error}

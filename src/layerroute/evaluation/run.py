@@ -1,0 +1,224 @@
+"""One evaluation from names to files: measure, then baselines, then free running, then the summary.
+
+    provenance.json      what is evaluated; an interrupted evaluation goes on where it agrees with this
+    samples.jsonl        a row per step, teacher forcing
+    baselines.jsonl      the same steps under routes that were chosen otherwise
+    generations.jsonl    a row per step and arm, free running
+    summary.json         made of the others, and of nothing else
+
+Steps are read one by one and written as they are measured: what is held is some dozens of them, and every id.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from layerroute.data.boundaries import boundary_tokens
+from layerroute.data.collate import StepCollator
+from layerroute.data.load import open_steps
+from layerroute.data.render import Sample
+from layerroute.data.steps import STEP_TYPES
+from layerroute.errors import ConfigError, DataError
+from layerroute.evaluation import baselines, generations
+from layerroute.evaluation.measure import measure
+from layerroute.evaluation.perturb import measure_stability
+from layerroute.evaluation.provenance import describe, resumed
+from layerroute.evaluation.reading import StepReader
+from layerroute.evaluation.samples import RowFile, read_rows
+from layerroute.evaluation.summary import summarize
+from layerroute.model.adapter import find_adapter, load, read_config
+from layerroute.model.backbone import load_backbone
+from layerroute.model.routed import RoutedModel
+
+__all__ = ["EvaluationSettings", "evaluate", "write_summary"]
+
+_CALIBRATION_ROWS = 100
+"""Steps of each source that baselines are chosen on, at most."""
+_SHOWN = 400
+"""Characters of a prompt's end and of a target that a row shows."""
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What is evaluated, besides the adapter."""
+
+    data: Sequence[str]
+    """Anything `open_steps` takes; better not what the adapter was trained on."""
+    limit: int | None = None
+    """Steps per source at most, whole groups, drawn by `seed`."""
+    max_length: int = 1024
+    """Tokens per step; older messages are cut to fit."""
+    seed: int = 0
+    """Of every random choice, resampling included."""
+    baselines: bool = False
+    """Also measure static, random, oracle, label-trained and length-threshold routes at the same rate."""
+    generate: int = 0
+    """So many steps of each task are also generated freely, and graded."""
+    max_new_tokens: int = 256
+    """Of a free generation."""
+    calibration: Sequence[str] = ()
+    """What baselines and the static arm of free running are chosen on; no step of `data` should be in it."""
+
+    def check(self, context: int | None) -> None:
+        """Refuse what cannot be done.
+
+        Raises:
+            ConfigError: a length beyond the backbone's context, or a baseline without data to choose it on.
+        """
+        if context is not None and self.max_length > context:
+            raise ConfigError(f"max_length={self.max_length}: this backbone reads at most {context} tokens")
+        if (self.baselines or self.generate) and not self.calibration:
+            raise ConfigError(
+                "baselines and free running need calibration data, on which static routes are chosen; give "
+                "--calibration with the files that the adapter was trained on, or `builtin`"
+            )
+        if self.calibration and not (self.baselines or self.generate):
+            raise ConfigError("calibration data is given, but neither baselines nor free running, which alone use it")
+
+    def as_row(self) -> dict[str, Any]:
+        """What the figures depend on besides data and seed, JSON-able."""
+        return {"limit": self.limit, "max_length": self.max_length, "max_new_tokens": self.max_new_tokens}
+
+
+def evaluate(
+    adapter: str,
+    settings: EvaluationSettings,
+    output: str | Path,
+    *,
+    backbone: str | None = None,
+    device: Any = "cpu",
+    progress: bool = False,
+    command: str = "",
+) -> dict[str, Any]:
+    """Evaluate an adapter; the same call goes on where an interrupted one stopped.
+
+    Args:
+        adapter: a folder or a built-in name.
+        settings: on what, and how much of it.
+        output: the folder to write.
+        backbone: where the backbone is, if not under the name that the adapter records.
+        device: torch's.
+        progress: draw a progress bar on stderr.
+        command: to stand in the provenance.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        AdapterError, BackboneError, DataError: something cannot be loaded, or the output holds another evaluation.
+        ConfigError: a setting that cannot be served here.
+    """
+    folder = find_adapter(adapter)
+    source = backbone or read_config(folder)["backbone"]["name"]
+    steps = open_steps(settings.data, settings.seed, settings.limit)
+    held = open_steps(settings.calibration, settings.seed, _CALIBRATION_ROWS) if settings.calibration else None
+    plain, tokenizer = load_backbone(source, device=device)
+    settings.check(getattr(plain.config.get_text_config(), "max_position_embeddings", None))
+    model = RoutedModel(*load(folder, plain, is_trainable=False)).eval().requires_grad_(False)
+    target = _folder(output)
+    made = describe(
+        model, folder, data=steps, calibration=held, seed=settings.seed, settings=settings.as_row(), command=command
+    )
+    provenance = resumed(target / "provenance.json", made)
+    boundaries = boundary_tokens(tokenizer, model.router_config.boundaries)
+    collator = StepCollator(_padding(tokenizer))
+    reader = StepReader(steps, tokenizer, settings.max_length, boundaries, progress)
+    _measure(model, reader, collator, RowFile(target / "samples.jsonl"), settings.seed)
+    _write(target / "provenance.json", {**provenance, "rows": vars(reader.counts)})
+    if held is not None:
+        calibration = StepReader(held, tokenizer, settings.max_length, boundaries).samples(set())
+        rates = _rates(target / "samples.jsonl")
+        chosen = baselines.choose(model, list(calibration), collator, rates, settings.seed)
+        if settings.baselines:
+            _compare(model, reader, collator, RowFile(target / "baselines.jsonl"), chosen)
+        if settings.generate:
+            wanted = generations.choose_steps(steps, settings.generate, settings.seed)
+            file = RowFile(target / "generations.jsonl")
+            generations.fill(model, reader, wanted, chosen, file, max_new_tokens=settings.max_new_tokens)
+    return write_summary(target)
+
+
+def write_summary(folder: Path) -> dict[str, Any]:
+    """Make summary.json of the files of an evaluation, and return its content."""
+    try:
+        provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} holds no evaluation: {error}") from None
+    summary = summarize(
+        read_rows(folder / "samples.jsonl"),
+        provenance,
+        baselines=read_rows(folder / "baselines.jsonl"),
+        generations=read_rows(folder / "generations.jsonl"),
+        seed=provenance["seed"],
+    )
+    _write(folder / "summary.json", summary)
+    return summary
+
+
+def _measure(model: RoutedModel, reader: StepReader, collator: StepCollator, file: RowFile, seed: int) -> None:
+    """Fill samples.jsonl."""
+    done = file.keys("id")
+    if done:
+        _LOG.info("going on: %d steps are measured already", len(done))
+    for samples in reader.batches(done, "measuring"):
+        rows = measure(model, samples, collator)
+        stable = measure_stability(model, reader.tokenizer, samples, seed)
+        file.append(
+            {**row, "stability": stability, "text": _texts(reader.tokenizer, sample)}
+            for row, stability, sample in zip(rows, stable, samples, strict=True)
+        )
+
+
+def _compare(
+    model: RoutedModel, reader: StepReader, collator: StepCollator, file: RowFile, chosen: baselines.Baselines
+) -> None:
+    """Fill baselines.jsonl."""
+    for samples in reader.batches(file.keys("id"), "baselines"):
+        file.append(baselines.measure_baselines(model, samples, collator, chosen))
+
+
+def _rates(path: Path) -> dict[str, float]:
+    """The mean skip rate, a share of all blocks, of every step type and of all steps."""
+    sums: dict[str, list[float]] = {}
+    for row in read_rows(path):
+        for name in ("all", row["step_type"]):
+            total = sums.setdefault(name, [0.0, 0])
+            total[0] += row["skip_rate"] / 100
+            total[1] += 1
+    return {name: sums[name][0] / sums[name][1] for name in ("all", *STEP_TYPES) if name in sums}
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> dict[str, str]:
+    ids = sample.input_ids.tolist()
+    prompt, target = ids[: sample.prompt_length], ids[sample.prompt_length :]
+    return {
+        "prompt_end": str(tokenizer.decode(prompt[-_SHOWN:]))[-_SHOWN:],
+        "target": str(tokenizer.decode(target[:_SHOWN]))[:_SHOWN],
+    }
+
+
+def _folder(output: str | Path) -> Path:
+    target = Path(output)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--output {output}: cannot be made: {error}") from None
+    return target
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any token will do: the attention mask hides it."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
