@@ -22,7 +22,7 @@ from layerroute.errors import LayerRouteError, TrainingInterrupted
 
 __all__ = ["main", "print_result"]
 
-_COMMANDS = ("benchmark", "calibrate", "demo", "generate", "info", "train")
+_COMMANDS = ("ablate", "benchmark", "calibrate", "demo", "evaluate", "generate", "info", "report", "train")
 
 
 class _Commands(click.Group):

@@ -62,10 +62,13 @@ def evaluate(
     """Measure every step under the backbone, under LoRA alone, and routed; then say what routing does."""
     import sys
 
+    from transformers.utils import logging as transformers_logging
+
     from layerroute.cli.load import pick_device
     from layerroute.evaluation.run import EvaluationSettings
     from layerroute.evaluation.run import evaluate as run
 
+    transformers_logging.disable_progress_bar()
     settings = EvaluationSettings(data=(*first_data, *more_data), **options)
     summary = run(
         adapter,

@@ -24,7 +24,6 @@ from layerroute.data.boundaries import boundary_tokens
 from layerroute.data.collate import StepCollator
 from layerroute.data.load import open_steps
 from layerroute.data.render import Sample
-from layerroute.data.steps import STEP_TYPES
 from layerroute.errors import ConfigError, DataError
 from layerroute.evaluation import baselines, generations
 from layerroute.evaluation.measure import measure
@@ -133,11 +132,13 @@ def evaluate(
     collator = StepCollator(_padding(tokenizer))
     reader = StepReader(steps, tokenizer, settings.max_length, boundaries, progress)
     _measure(model, reader, collator, RowFile(target / "samples.jsonl"), settings.seed)
-    _write(target / "provenance.json", {**provenance, "rows": vars(reader.counts)})
+    provenance["rows"] = vars(reader.counts)
+    _write(target / "provenance.json", provenance)
     if held is not None:
         calibration = StepReader(held, tokenizer, settings.max_length, boundaries).samples(set())
-        rates = _rates(target / "samples.jsonl")
+        rates = baselines.reached_rates(read_rows(target / "samples.jsonl"))
         chosen = baselines.choose(model, list(calibration), collator, rates, settings.seed)
+        _write(target / "provenance.json", {**provenance, "baselines": chosen.summary()})
         if settings.baselines:
             _compare(model, reader, collator, RowFile(target / "baselines.jsonl"), chosen)
         if settings.generate:
@@ -184,17 +185,6 @@ def _compare(
     """Fill baselines.jsonl."""
     for samples in reader.batches(file.keys("id"), "baselines"):
         file.append(baselines.measure_baselines(model, samples, collator, chosen))
-
-
-def _rates(path: Path) -> dict[str, float]:
-    """The mean skip rate, a share of all blocks, of every step type and of all steps."""
-    sums: dict[str, list[float]] = {}
-    for row in read_rows(path):
-        for name in ("all", row["step_type"]):
-            total = sums.setdefault(name, [0.0, 0])
-            total[0] += row["skip_rate"] / 100
-            total[1] += 1
-    return {name: sums[name][0] / sums[name][1] for name in ("all", *STEP_TYPES) if name in sums}
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> dict[str, str]:

@@ -79,7 +79,8 @@ def _generation(model: RoutedModel, segments: Segments, prompt_tokens: int, new_
             if start == 0:
                 prefill += _whole_prompt(config, block, prompt_tokens, lora)
             steps = range(max(start, 1), end)  # the prompt's own pass gives the first token
-            keys = sum(min(prompt_tokens + step, _window(config, index)) for step in steps)
+            window = _window(config, index)
+            keys = sum(min(prompt_tokens + step, window) for step in steps)
             decode += len(steps) * _per_token(block, lora) + keys * _per_pair(config, block)
     return Flops(prefill, decode)
 

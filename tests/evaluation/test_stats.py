@@ -1,0 +1,252 @@
+"""Statistics of rows in groups, against scipy, an enumeration or a closed form."""
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+from scipy import stats as sps
+
+from layerroute.evaluation import counts, stats
+
+
+def clustered(seed, groups=30, size=6, effect=0.0, strata=1):
+    """`(values, first, group, stratum)`: half of each group is `first`; groups differ as much as rows do."""
+    rng = np.random.default_rng(seed)
+    group = np.repeat(np.arange(groups), size)
+    first = np.tile(np.arange(size) % 2 == 0, groups)
+    values = rng.normal(size=groups)[group] + rng.normal(size=groups * size) + effect * first
+    return values, first, group, group % strata
+
+
+def mean(sums):
+    return sums[..., 0] / sums[..., 1]
+
+
+def with_ones(values):
+    return np.stack([values, np.ones(len(values))], 1)
+
+
+def scipy_group_interval(statistic, groups):
+    """Percentile bootstrap of a statistic of group numbers drawn with replacement."""
+    settings = {
+        "method": "percentile",
+        "n_resamples": 1500,
+        "vectorized": False,
+        "random_state": np.random.default_rng(1),
+    }
+    return list(sps.bootstrap((np.arange(groups),), statistic, **settings).confidence_interval)
+
+
+def test_one_row_per_group_is_the_plain_bootstrap():
+    values = np.random.default_rng(0).gamma(2, size=60)
+    rows = np.arange(60)
+    ours = stats.group_interval(with_ones(values), mean, rows, np.zeros(60))
+    reference = sps.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=9999, random_state=np.random.default_rng(1)
+    )
+    np.testing.assert_allclose(ours, list(reference.confidence_interval), atol=0.1 * reference.standard_error)
+
+
+@pytest.mark.parametrize("matched", [False, True])
+def test_whole_groups_are_drawn(matched):
+    """Differences and their length-matched form, on groups of several rows."""
+    values, first, group, stratum = clustered(0, effect=1.0)
+    bins = np.arange(len(values)) // 2 % 3 if matched else np.zeros(len(values), dtype=int)
+
+    def statistic(picked):
+        rows = np.concatenate([np.flatnonzero(group == g) for g in picked])
+        return matched_by_hand(values[rows], first[rows], bins[rows])
+
+    low, high = scipy_group_interval(statistic, 30)
+    ours = stats.difference_interval(values, first, group, stratum, bins if matched else None)
+    np.testing.assert_allclose(ours, [low, high], atol=0.06 * (high - low))
+
+
+def matched_by_hand(values, first, bins):
+    weighted, weights = 0.0, 0
+    for b in set(bins.tolist()):
+        ones, others = values[(bins == b) & first], values[(bins == b) & ~first]
+        if weight := min(len(ones), len(others)):
+            weighted, weights = weighted + weight * (ones.mean() - others.mean()), weights + weight
+    return weighted / weights
+
+
+def test_intervals_cover_on_clustered_rows_where_a_bootstrap_of_rows_would_not():
+    by_group = by_row = 0
+    for seed in range(200):
+        values, _, group, stratum = clustered(seed)
+        for rows, name in ((group, "group"), (np.arange(len(group)), "row")):
+            low, high = stats.group_interval(with_ones(values), mean, rows, stratum, seed=seed)
+            by_group, by_row = (
+                by_group + (name == "group" and low < 0 < high),
+                by_row + (name == "row" and low < 0 < high),
+            )
+    assert 0.88 < by_group / 200 < 0.99 and by_row / 200 < 0.8
+
+
+def test_groups_are_drawn_within_their_stratum():
+    strata = np.array([0] * 3 + [1] * 7)
+    sums = stats.resampled_sums(np.stack([strata == 0, strata == 1, np.arange(10)], 1), np.arange(10), strata)
+    assert sums.shape == (2000, 3)
+    assert (sums[:, 0] == 3).all() and (sums[:, 1] == 7).all() and len(np.unique(sums[:, 2])) > 10
+
+
+def test_resamples_are_the_same_in_parts(monkeypatch):
+    """What bounds the memory bounds nothing else."""
+    values, _, group, stratum = clustered(0)
+    monkeypatch.setattr(stats, "_CELLS", 400)
+    parts = stats.resampled_sums(with_ones(values), group, stratum)
+    assert (parts[:, 1] == len(values)).all()
+    assert parts[:, 0].std() == pytest.approx(np.sqrt(30) * np.bincount(group, values).std(), rel=0.1)
+
+
+def test_the_seed_fixes_everything():
+    values, first, group, stratum = clustered(0, strata=3)
+    for statistic in (
+        lambda seed: stats.difference_interval(values, first, group, stratum, seed=seed),
+        lambda seed: stats.difference_p_value(values, first, stratum, seed=seed),
+        lambda seed: counts.mutual_information(first, group, seed=seed).corrected_bits,
+    ):
+        assert statistic(1) == statistic(1) != statistic(2)
+
+
+def test_a_bin_with_one_kind_does_not_count():
+    values, bins = np.array([5.0, 1, 7, 4, 4, 100]), np.array([0, 0, 1, 1, 1, 2])
+    first = np.array([True, False, True, False, False, True])
+    assert stats.difference(values, first, bins) == pytest.approx((1 * (5 - 1) + 1 * (7 - 4)) / 2)
+    assert np.isnan(stats.difference(values, first, np.arange(6)))
+    assert stats.difference(values, first) == pytest.approx(values[first].mean() - values[~first].mean())
+
+
+def test_lengths_of_a_bin_differ_by_less_than_a_tenth():
+    tokens = np.arange(1, 5000)
+    bins = stats.length_bins(tokens)
+    assert (np.diff(bins) >= 0).all()
+    for b in np.unique(bins):
+        assert tokens[bins == b].max() < 1.1 * tokens[bins == b].min() + 1e-9
+
+
+def test_permutation_is_that_of_an_enumeration_within_strata():
+    """Two strata that differ in level and in the share of `first`, so that the permutations' mean is not zero."""
+    values = np.array([1.0, 2, 2, 4, 9, 8, 12, 15])
+    first = np.array([False, False, True, False, True, False, True, True])
+    strata = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    figures = []
+    for low, high in product(combinations(range(4), 1), combinations(range(4, 8), 3)):
+        chosen = np.isin(np.arange(8), low + high)
+        figures.append(values[chosen].mean() - values[~chosen].mean())
+    distance = abs(np.array(figures) - np.mean(figures))
+    exact = np.mean(distance >= abs(stats.difference(values, first) - np.mean(figures)) - 1e-9)
+    assert 0.2 < exact < 0.9
+    assert stats.difference_p_value(values, first, strata) == pytest.approx(exact, abs=0.04)
+
+
+def test_permutation_in_one_stratum_is_scipys():
+    values, first, _, stratum = clustered(3, groups=12, effect=0.6)
+
+    def statistic(a, b, axis):
+        return a.mean(axis) - b.mean(axis)
+
+    reference = sps.permutation_test(
+        (values[first], values[~first]),
+        statistic,
+        n_resamples=4999,
+        vectorized=True,
+        random_state=np.random.default_rng(0),
+    )
+    assert 0.005 < reference.pvalue < 0.4
+    assert stats.difference_p_value(values, first, stratum) == pytest.approx(reference.pvalue, abs=0.03)
+
+
+def test_permutation_within_bins_is_that_of_a_shuffle():
+    values, first, _, _ = clustered(4, groups=20, effect=0.5)
+    bins = np.random.default_rng(0).integers(8, size=len(values))
+    rng = np.random.default_rng(1)
+    figures = []
+    for _ in range(1000):
+        shuffled = first.copy()
+        for b in range(8):
+            shuffled[bins == b] = rng.permutation(first[bins == b])
+        figures.append(matched_by_hand(values, shuffled, bins))
+    observed = matched_by_hand(values, first, bins)
+    reference = np.mean(abs(np.array(figures) - np.mean(figures)) >= abs(observed - np.mean(figures)))
+    assert 0.01 < reference < 0.9
+    assert stats.difference_p_value(values, first, bins, bins) == pytest.approx(reference, abs=0.05)
+
+
+def test_permutation_needs_a_stratum_of_both_kinds():
+    first = np.array([True, True, False, False])
+    assert stats.difference_p_value(np.arange(4.0), first, np.array([0, 0, 1, 1])) is None
+    assert stats.difference_p_value(np.ones(4), first, np.zeros(4)) == 1.0
+
+
+def test_false_positives_are_as_many_as_stated():
+    rng = np.random.default_rng(0)
+    p_values = []
+    for seed in range(300):
+        values, first, strata = rng.integers(0, 10, 80), rng.random(80) < 0.4, rng.integers(3, size=80)
+        p_values.append(stats.difference_p_value(values + 5 * strata, first, strata, seed=seed))
+    assert 0.02 <= np.mean(np.array(p_values) < 0.05) <= 0.09
+    assert sps.kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_auc_is_mann_and_whitneys_u():
+    rng = np.random.default_rng(0)
+    values, positive = rng.integers(0, 8, 200).astype(float), rng.random(200) < 0.3
+    values += 2 * positive
+    u = sps.mannwhitneyu(values[positive], values[~positive]).statistic
+    assert stats.auc(values, positive) == pytest.approx(u / (positive.sum() * (~positive).sum()))
+    assert stats.auc(np.ones(4), np.array([True, False, False, True])) == 0.5
+    assert np.isnan(stats.auc(np.arange(3.0), np.full(3, True)))
+
+
+def test_auc_interval_draws_groups():
+    values, positive, group, stratum = clustered(5, groups=25, effect=1.0)
+    values = values.round()
+
+    def statistic(picked):
+        rows = np.concatenate([np.flatnonzero(group == g) for g in picked])
+        ones, others = values[rows][positive[rows]], values[rows][~positive[rows]]
+        return np.mean(ones[:, None] > others) + np.mean(ones[:, None] == others) / 2
+
+    low, high = scipy_group_interval(statistic, 25)
+    np.testing.assert_allclose(
+        stats.auc_interval(values, positive, group, stratum), [low, high], atol=0.07 * (high - low)
+    )
+
+
+def residuals(values, control):
+    fit = sps.linregress(control, values)
+    return values - fit.intercept - fit.slope * control
+
+
+def test_partial_correlation_is_that_of_residuals():
+    """Independent rows: r exactly, interval and p near the closed form of Fisher."""
+    rng = np.random.default_rng(0)
+    control = rng.normal(5, 1, 400)
+    x = 3 * control + rng.normal(size=400)
+    y = -2 * control + 0.15 * x + rng.normal(size=400)
+    found = stats.partial_correlation(x, y, control, np.arange(400), np.zeros(400))
+    reference = sps.pearsonr(residuals(x, control), residuals(y, control))
+    assert found.r == pytest.approx(reference.statistic, abs=1e-12)
+    np.testing.assert_allclose(found.interval, list(reference.confidence_interval()), atol=0.02)
+    assert 1e-4 < reference.pvalue < 0.5 and np.log(found.p_value) == pytest.approx(np.log(reference.pvalue), rel=0.15)
+
+
+def test_partial_correlation_knows_that_rows_come_in_groups():
+    """Both variables vary by group alone: there is as much to know as there are groups."""
+    rng = np.random.default_rng(1)
+    group = np.repeat(np.arange(60), 20)
+    x, y, control = (rng.normal(size=60)[group] for _ in range(3))
+    found = stats.partial_correlation(x, y, control, group, np.zeros(1200))
+    assert np.diff(np.arctanh(found.interval)) == pytest.approx(2 * 1.96 / np.sqrt(60 - 4), rel=0.2)
+
+
+def test_partial_correlation_without_variation():
+    x, ones, rows = np.array([1.0, 2, 3, 5]), np.ones(4), np.arange(4)
+    assert np.isnan(stats.partial_correlation(x, ones, x**2, rows, rows * 0).r)
+    assert np.isnan(stats.partial_correlation(x, x**2, x, rows, rows * 0).r)
+    plain = stats.partial_correlation(x, x**2, ones, rows, rows * 0).r
+    assert plain == pytest.approx(np.corrcoef(x, x**2)[0, 1])
+    perfect = stats.partial_correlation(x, x, ones, rows, rows * 0)
+    assert perfect.interval == pytest.approx((1, 1)) and perfect.p_value == pytest.approx(0, abs=1e-6)
