@@ -79,7 +79,7 @@ def test_duplicate_ids_and_a_missing_step_type_are_said_and_the_rest_is_given(ev
     assert evaluate(data=(tmp_path / "plans.jsonl",)).status == 0
     found = summary()
     text = " ".join(found["warnings"])
-    assert "duplicate" in text and "tool_call" in text
+    assert "repeat the id" in text and "No tool_call rows" in text
     assert found["provenance"]["rows"]["duplicate_ids"] == 1
     assert found["differential"]["pooled"]["mean"] is None and found["differential"]["pooled"]["reason"]
     assert found["skip_rate"]["planning"]["mean"] == pytest.approx(40)
@@ -89,7 +89,7 @@ def test_an_adapter_on_its_own_training_data_is_shouted(evaluate, summary, run, 
     folder = tmp_path / "trained"
     assert run(*train_args[:-1], folder).status == 0
     evaluate("--seed", 42, adapter=folder, data=("builtin:24",))  # the generator's seed is the run's
-    assert any("train" in warning for warning in summary()["warnings"])
+    assert "TRAINED ON THIS DATA (builtin:24)" in summary()["warnings"][0]
     assert summary()["provenance"]["training"]["overlap"] == ["builtin:24"]
 
 
