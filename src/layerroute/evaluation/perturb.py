@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from layerroute.data.render import Sample, encode
+from layerroute.evaluation.measure import bits
 from layerroute.model.routed import RoutedModel
 
 __all__ = ["measure_stability", "reword"]
@@ -52,36 +52,29 @@ def reword(text: str, seed: int | str) -> str:
 
 @torch.no_grad()
 def measure_stability(
-    model: RoutedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], seed: int
-) -> list[dict[str, Any] | None]:
-    """Decide each sample's first route on its context and on a reworded one, and compare.
+    model: RoutedModel, tokenizer: PreTrainedTokenizerBase, sample: Sample, route: str, seed: int
+) -> dict[str, Any] | None:
+    """Decide a sample's first route again on a reworded context, and compare.
 
     Args:
         model: in evaluation mode.
         tokenizer: the backbone's.
-        samples: a batch.
-        seed: of the choice of phrases, with each sample's id.
+        sample: the step.
+        route: what was decided on its own context, as `bits`.
+        seed: of the choice of phrases, with the sample's id.
 
     Returns:
-        Per sample `flips` (points of the routable gates that changed) and `same_route`; None where nothing stands
-        before the window, or none of it could be reworded.
+        `flips` (points of the routable gates that changed) and `same_route`; None where nothing stands before the
+        window, or none of it could be reworded.
     """
-    results: list[dict[str, Any] | None] = []
-    for sample in samples:
-        context = sample.input_ids[: sample.context_length].tolist()
-        changed = _reworded(tokenizer, context, model.router_config.window, f"{seed}:{sample.id}")
-        results.append(None if changed is None else _compare(model, context, changed))
-    return results
-
-
-def _reworded(tokenizer: PreTrainedTokenizerBase, context: list[int], window: int, seed: str) -> list[int] | None:
-    """The context with everything before its last `window` tokens reworded; None where that changes nothing."""
+    window = model.router_config.window
+    context = sample.input_ids[: sample.context_length].tolist()
     text = tokenizer.decode(context[:-window], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    new = reword(text, seed) if isinstance(text, str) else ""
-    return None if new == text or not new else [*encode(tokenizer, new), *context[-window:]]
-
-
-def _compare(model: RoutedModel, context: list[int], changed: list[int]) -> dict[str, Any]:
-    first, second = (model.route(torch.tensor([ids], device=model.device))[0] for ids in (context, changed))
-    flips = (first != second)[model.routable].double().mean()
-    return {"flips": 100 * float(flips), "same_route": bool((first == second).all())}
+    assert isinstance(text, str)
+    changed = reword(text, f"{seed}:{sample.id}")
+    if changed == text:
+        return None
+    ids = torch.tensor([[*encode(tokenizer, changed), *context[-window:]]], device=model.device)
+    again = bits(model.route(ids)[0])
+    flips = sum(route[block] != again[block] for block in model.routable)
+    return {"flips": 100 * flips / len(model.routable), "same_route": again == route}

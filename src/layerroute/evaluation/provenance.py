@@ -26,7 +26,7 @@ from layerroute.runtime.machine import machine_facts
 __all__ = ["describe", "resumed"]
 
 _SAME = ("adapter", "backbone", "data", "calibration_data", "seed", "settings")
-"""What must be equal for an evaluation to go on."""
+"""What must be equal for an evaluation to go on, where both have it: calibration data comes with baselines."""
 
 
 def describe(
@@ -100,7 +100,8 @@ def resumed(path: Path, provenance: dict[str, Any]) -> dict[str, Any]:
         return provenance
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in _SAME if found[name] != provenance[name]]
+        differing = [name for name in _SAME if None not in (found[name], provenance[name])]
+        differing = [name for name in differing if found[name] != provenance[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error!r}; give another --output") from None
     if differing:
@@ -109,4 +110,6 @@ def resumed(path: Path, provenance: dict[str, Any]) -> dict[str, Any]:
             f"{path.parent} holds another evaluation: its {name} is {json.dumps(found[name])[:200]}, not "
             f"{json.dumps(provenance[name])[:200]}; give another --output"
         )
+    if found["calibration_data"] is None:  # baselines are added to what was measured without
+        found |= {name: provenance[name] for name in ("calibration_data", "command")}
     return found

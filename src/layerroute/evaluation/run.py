@@ -172,11 +172,10 @@ def _measure(model: RoutedModel, reader: StepReader, collator: StepCollator, fil
         _LOG.info("going on: %d steps are measured already", len(done))
     for samples in reader.batches(done, "measuring"):
         rows = measure(model, samples, collator)
-        stable = measure_stability(model, reader.tokenizer, samples, seed)
-        file.append(
-            {**row, "stability": stability, "text": _texts(reader.tokenizer, sample)}
-            for row, stability, sample in zip(rows, stable, samples, strict=True)
-        )
+        for sample, row in zip(samples, rows, strict=True):
+            row["stability"] = measure_stability(model, reader.tokenizer, sample, row["segments"][0]["route"], seed)
+            row["text"] = _texts(reader.tokenizer, sample)
+        file.append(rows)
 
 
 def _compare(

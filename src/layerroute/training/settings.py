@@ -93,8 +93,12 @@ class ObjectiveSettings(Settings):
 class OptimizerSettings(Settings):
     """AdamW, with one learning rate for the routers and one for LoRA."""
 
-    router_lr: float = Field(gt=0)
-    lora_lr: float = Field(gt=0)
+    router_lr: float = Field(ge=0)
+    """Peak learning rate of the routers; 0 keeps them as they start, whatever `min_lr` is."""
+
+    lora_lr: float = Field(ge=0)
+    """Peak learning rate of LoRA; 0 keeps it as it starts, without effect, whatever `min_lr` is."""
+
     weight_decay: float = Field(ge=0)
     betas: tuple[float, float]
     schedule: Literal["cosine", "constant"]
@@ -113,7 +117,7 @@ class OptimizerSettings(Settings):
     def _consistent(self) -> OptimizerSettings:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)}: both must be at least 0 and less than 1")
-        if self.min_lr > min(self.router_lr, self.lora_lr):
+        if any(0 < peak < self.min_lr for peak in (self.router_lr, self.lora_lr)):
             raise ValueError(f"min_lr={self.min_lr} exceeds router_lr={self.router_lr} or lora_lr={self.lora_lr}")
         return self
 

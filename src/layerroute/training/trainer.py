@@ -229,6 +229,8 @@ class RoutedTrainer(Trainer):
         """Learning rate of update `step` over its peak, for the routers (0) or LoRA (1)."""
         settings, updates = self.recipe.optimizer, self.recipe.training.updates
         peak = (settings.router_lr, settings.lora_lr)[group]
+        if not peak:
+            return 0.0  # not even the cosine's end moves it
         lowest = settings.min_lr if settings.schedule == "cosine" else None
         return objective.learning_rate_at(step, peak, lowest, settings.warmup_share * updates, updates) / peak
 
