@@ -1,6 +1,5 @@
 """Routes chosen otherwise than by routers: each choice and each figure against plain transformers or brute force."""
 
-import itertools
 import json
 import random
 from array import array
@@ -17,7 +16,7 @@ from layerroute.data.steps import STEP_TYPES
 from layerroute.errors import DataError
 from layerroute.evaluation.baselines import ARMS, Baselines, choose, measure_baselines, reached_rates
 from layerroute.evaluation.measure import bits
-from layerroute.evaluation.predictors import LengthRule, Probe, router_vectors
+from layerroute.evaluation.predictors import router_vectors
 from layerroute.evaluation.removal import block_influence, greedy_order, losses_without
 from layerroute.runtime.cost import executed_flops
 
@@ -74,6 +73,7 @@ def mean_loss(reference):
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
+@torch.no_grad()
 def test_block_influence_is_shortgpts(family, make_routed, delete_blocks):
     """Hooks on plain transformers, LoRA merged, row by row without padding."""
     model = make_routed(family, blocks=BLOCKS)
@@ -86,9 +86,8 @@ def test_block_influence_is_shortgpts(family, make_routed, delete_blocks):
                 (args[0] * out).sum(-1) / (args[0].norm(dim=-1) * out.norm(dim=-1))
             )
         )
-    with torch.no_grad():
-        for sample in samples:
-            plain(torch.tensor([sample.input_ids.tolist()]))
+    for sample in samples:
+        plain(torch.tensor([sample.input_ids.tolist()]))
     expected = torch.stack([1 - torch.cat(of_block, 1).mean() for of_block in cosines])
     torch.testing.assert_close(block_influence(model, samples, COLLATOR).float(), expected, rtol=1e-4, atol=1e-5)
 
@@ -97,7 +96,7 @@ def test_block_influence_is_shortgpts(family, make_routed, delete_blocks):
 def test_losses_are_those_of_the_deleted_blocks(removed, model, mean_loss):
     samples = drawn_samples(4)
     candidates = [block for block in model.routable if block not in removed]
-    losses = losses_without(model, COLLATOR(samples), removed, candidates)
+    losses = losses_without(model, [COLLATOR(samples[:3]), COLLATOR(samples[3:])], removed, candidates)
     expected = [mean_loss(samples, *removed, block) for block in candidates]
     np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-4)
 
@@ -106,8 +105,8 @@ def test_every_greedy_step_is_the_best_of_all(model, mean_loss):
     """With no more candidates than are tried, each step must agree with an exhaustive one."""
     samples = drawn_samples(6)
     parts = [samples[:2], samples[2:]]
-    alone = torch.stack([losses_without(model, COLLATOR(part), (), model.routable) for part in parts]).mean(0)
-    order = greedy_order(model, [COLLATOR(part) for part in parts], alone, depth=3)
+    alone = torch.stack([losses_without(model, [COLLATOR(part)], (), model.routable) for part in parts]).mean(0)
+    order = greedy_order(model, [[COLLATOR(part)] for part in parts], alone, depth=3)
     for step, block in enumerate(order):
         costs = {
             other: np.mean([mean_loss(part, *order[:step], other) for part in parts])
@@ -115,15 +114,15 @@ def test_every_greedy_step_is_the_best_of_all(model, mean_loss):
             if other not in order[:step]
         }
         assert block == min(costs, key=costs.get)
-    everything = greedy_order(model, [COLLATOR(part) for part in parts], alone, depth=len(model.routable))
+    everything = greedy_order(model, [[COLLATOR(part)] for part in parts], alone, len(model.routable))
     assert everything[:3] == order and sorted(everything) == model.routable
-    assert greedy_order(model, [COLLATOR(parts[0])], alone, depth=0) == []
+    assert greedy_order(model, [[COLLATOR(parts[0])]], alone, depth=0) == []
 
 
 def test_only_the_eight_cheapest_alone_are_tried(make_routed):
     """Whatever their losses are together, the second block to go is one of the nine that rank first."""
     model = make_routed(blocks=14)
-    part = COLLATOR(drawn_samples(2))
+    part = [COLLATOR(drawn_samples(2))]
     ranked = list(reversed(model.routable))
     alone = torch.tensor([float(ranked.index(block)) for block in model.routable], dtype=torch.float64)
     order = greedy_order(model, [part], alone, depth=2)
@@ -133,12 +132,12 @@ def test_only_the_eight_cheapest_alone_are_tried(make_routed):
 
 def test_losses_that_are_no_number_are_taken_last(model):
     alone = torch.tensor([float("nan"), 3.0, 2.0, float("nan")], dtype=torch.float64)
-    assert greedy_order(model, [COLLATOR(drawn_samples(1))], alone, depth=1) == [3]
+    assert greedy_order(model, [[COLLATOR(drawn_samples(1))]], alone, depth=1) == [3]
 
 
 @pytest.fixture
 def chosen(model):
-    return choose(model, drawn_samples(48, seed=1), COLLATOR, RATES, seed=3, rows=2)
+    return choose(model, drawn_samples(24, seed=1), COLLATOR, RATES, seed=3, rows=2)
 
 
 def test_rates_are_met_in_expectation_by_whole_blocks(chosen):
@@ -154,20 +153,22 @@ def test_rates_are_met_in_expectation_by_whole_blocks(chosen):
         assert torch.equal(routes[:50], again)
         sets = {bits(route) for route in routes}
         assert len(sets) == (10 if arm == "random" else 2)  # 4 single blocks and 6 pairs
-    assert chosen.route("static_greedy", "a").dtype == torch.bool
 
 
 def test_whole_rates_leave_nothing_to_chance(model):
     chosen = choose(model, drawn_samples(6), COLLATOR, dict.fromkeys(RATES, 2 / BLOCKS), rows=1)
-    assert {int((~chosen.route(arm, str(i))).sum()) for arm in ARMS for i in range(50)} == {2}
-    assert len(chosen.orders["all"]) == 2
+    assert (
+        {int((~chosen.route(arm, str(i))).sum()) for arm in ARMS for i in range(50)}
+        == {len(chosen.orders["all"])}
+        == {2}
+    )
     still = choose(model, drawn_samples(6), COLLATOR, dict.fromkeys(RATES, 0.0), rows=1)
     assert all(still.route(arm, "x").all() for arm in ARMS)
 
 
 def test_static_sets_are_by_influence_and_by_loss(model, chosen):
-    calibration = drawn_samples(48, seed=1)
-    influence = block_influence(model, calibration, COLLATOR).tolist()
+    calibration = drawn_samples(24, seed=1)
+    influence = block_influence(model, calibration, COLLATOR).tolist()  # all of them: 8 of each type
     assert chosen.influence == sorted(model.routable, key=lambda block: influence[block])
     again = choose(model, calibration, COLLATOR, RATES, seed=3, rows=2)
     assert again.orders == chosen.orders and again.summary() == chosen.summary()
@@ -181,7 +182,7 @@ def probed(model, chosen, samples):
     return chosen.probe.predict(router_vectors(model, COLLATOR(samples)).numpy())
 
 
-def test_the_probe_tells_most_of_what_it_was_not_fitted_on(model, chosen):
+def test_the_probe_tells_most_of_what_it_has_not_seen(model, chosen):
     samples = drawn_samples(90, seed=9)
     right = probed(model, chosen, samples) == [sample.step_type == "tool_call" for sample in samples]
     assert right.mean() > 0.8
@@ -191,9 +192,8 @@ def test_measured_steps_are_those_of_plain_transformers(model, chosen, reference
     """Every arm of a batch of unlike lengths, and what each arm takes a step for."""
     samples = drawn_samples(9, seed=5)
     rows = measure_baselines(model, samples, COLLATOR, chosen)
-    assert [row["id"] for row in rows] == [sample.id for sample in samples]
     for sample, row in zip(samples, rows, strict=True):
-        assert tuple(row["arms"]) == ARMS
+        assert row["id"] == sample.id and tuple(row["arms"]) == ARMS
         kinds = {
             "oracle": sample.step_type,
             "labels": "tool_call" if probed(model, chosen, [sample])[0] else "rest",
@@ -221,10 +221,10 @@ def test_a_turn_of_several_segments_has_one_route(model, chosen, reference):
             assert measured["nll"] == pytest.approx(reference(sample, measured["route"])[0], rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "router",
-    [{}, {"pooling": "joint"}, {"context": "window"}, {"protect_first": 0}, {"position": "block", "normalize": False}],
-)
+ROUTERS = [{}, {"pooling": "joint"}, {"context": "window"}, {"protect_first": 0}]
+
+
+@pytest.mark.parametrize("router", [*ROUTERS, {"position": "block", "normalize": False}])
 def test_the_probe_reads_what_the_routers_read(router, make_routed):
     model = make_routed(config=RouterConfig(**{"protect_first": 1, "window": 4, **router}), blocks=BLOCKS)
     batch = COLLATOR(drawn_samples(5))
@@ -235,50 +235,6 @@ def test_the_probe_reads_what_the_routers_read(router, make_routed):
     gates = model.gate_probs(*inputs)[:, model.routable]
     known = slice(1) if router.get("position") == "block" else slice(None)
     torch.testing.assert_close(probs[:, known], gates[:, known], rtol=1e-4, atol=1e-5)
-
-
-def test_the_probe_is_a_logistic_regression():
-    """Its gradient is zero, and where it can tell the kinds apart, it does; scale and offset do not matter."""
-    rng = np.random.default_rng(0)
-    is_call = np.arange(90) % 3 == 0
-    vectors = rng.normal(size=(90, 5)) * [1, 10, 0.1, 1, 1] + [0, 50, 0, 0, 0]
-    vectors[:, 1] += 6 * is_call
-    probe = Probe.fit(vectors, is_call)
-    scale = vectors.std(0)
-    features = (vectors - vectors.mean(0)) / scale
-    error = 1 / (1 + np.exp(-(vectors @ probe.weight + probe.bias))) - is_call
-    shares = np.where(is_call, 1 / 60, 1 / 120)
-    np.testing.assert_allclose(features.T @ (shares * error) + probe.weight * scale / 90, 0, atol=1e-4)
-    assert (shares * error).sum() == pytest.approx(0, abs=1e-4)
-    np.testing.assert_array_equal(Probe.fit(vectors * 7 + 2, is_call).predict(vectors * 7 + 2), probe.predict(vectors))
-    apart = np.where(is_call, 1.0, -1.0)[:, None]
-    assert (Probe.fit(apart, is_call).predict(apart) == is_call).all()
-
-
-@pytest.mark.parametrize("only", [True, False])
-def test_one_kind_alone_is_the_answer(only):
-    is_call = np.full(4, only)
-    assert (Probe.fit(np.eye(4), is_call).predict(np.eye(4)) == only).all()
-    assert LengthRule.fit([5, 6, 7, 8], is_call).predict(3) is only
-    assert LengthRule.fit([5, 6, 7, 8], is_call).predict(9) is only
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_the_length_threshold_is_the_best_there_is(seed):
-    rng = np.random.default_rng(seed)
-    is_call = rng.random(25) < 0.4
-    lengths = rng.integers(10, 40, size=25) + (8 if seed % 2 else -8) * is_call
-
-    def balanced(predict):
-        said = np.array([predict(tokens) for tokens in lengths.tolist()])
-        return (said[is_call].mean() + (~said[~is_call]).mean()) / 2
-
-    best = max(
-        balanced(lambda tokens: (tokens < threshold) == shorter)  # noqa: B023
-        for threshold, shorter in itertools.product(range(60), (True, False))
-    )
-    rule = LengthRule.fit(lengths.tolist(), is_call)
-    assert balanced(rule.predict) == pytest.approx(best) and rule.shorter == (seed % 2 == 0)
 
 
 def test_rates_are_means_over_the_rows_that_a_kind_serves():

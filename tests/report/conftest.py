@@ -44,7 +44,9 @@ def draw_rows(kind: str = "planted", seed: int = 0, groups: int = 40, paired: bo
             is_call = step_type == "tool_call"
             tokens = int(np.exp(rng.normal(5.7, 0.4)) * (0.55 if kind == "length" and is_call else 1)) + 20
             closed = level + rng.normal(0, 1.2)
-            closed += {"planted": 6 * is_call, "reversed": -4 * is_call, "length": 5 * np.log2(300 / tokens)}.get(kind, 0)
+            closed += {"planted": 6 * is_call, "reversed": -4 * is_call, "length": 5 * np.log2(300 / tokens)}.get(
+                kind, 0
+            )
             count = 6 if kind == "static" else int(np.clip(round(closed), 0, 20))
             rows.append(make_row(f"{source}-{number}", source, step_type, tokens, count, rng, len(rows)))
     return rows
@@ -57,7 +59,9 @@ def make_row(
     new = int(rng.integers(8, 70))
     base = {"prefill": 270_000_000 * tokens, "decode": 270_000_000 * new}
     loss = new * rng.uniform(0.9, 1.6)
-    written = {"tool_call": '<tool_call>\n{"name": "search", "arguments": {"q": "tallest <b>bridge</b>"}}\n</tool_call>'}
+    written = {
+        "tool_call": '<tool_call>\n{"name": "search", "arguments": {"q": "tallest <b>bridge</b>"}}\n</tool_call>'
+    }
     return {
         "id": f"{group}#{number}", "group": group, "source": source, "step_type": step_type,
         "prompt_tokens": tokens, "target_tokens": new, "cut": False,
@@ -73,7 +77,7 @@ def make_row(
         },
         "stability": {"flips": 2.5, "same_route": bool(number % 3)},
         "text": {
-            "prompt_end": "You have the tools search and lookup.\n<|im_start|>user\nWhich bridge is the tallest?<|im_end|>",
+            "prompt_end": "Tools: search, lookup.\n<|im_start|>user\nWhich bridge is the tallest?<|im_end|>",
             "target": written.get(step_type, "First I look for a list of bridges, then I compare their heights: " * 4),
         },
     }  # fmt: skip
@@ -88,7 +92,13 @@ def draw_baselines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for arm in STATICS:
             flops = {part: int((1.01 - 0.9 * closed[arm] / BLOCKS) * n) for part, n in row["flops"]["base"].items()}
             nll = harm[arm] * row["nll"]["lora_only"]
-            arms[arm] = {"route": bits(closed[arm]), "skip_rate": 0.0, "nll": nll, "accuracy": 0.8 / harm[arm], "flops": flops}
+            arms[arm] = {
+                "route": bits(closed[arm]),
+                "skip_rate": 0.0,
+                "nll": nll,
+                "accuracy": 0.8 / harm[arm],
+                "flops": flops,
+            }
         drawn.append({"id": row["id"], "arms": arms})
     return drawn
 
@@ -115,11 +125,12 @@ def draw_generations(rows: list[dict[str, Any]], seed: int = 0) -> list[dict[str
 PROVENANCE: dict[str, Any] = {
     "adapter": {"name": "smollm2-135m", "files": {"router_model.safetensors": "5e" * 32}},
     "backbone": {
-        "name": "smollm2-135m", "fingerprint": "9f" * 32, "model_type": "llama", "blocks": BLOCKS, "parameters": 134_515_008
+        "name": "smollm2-135m", "fingerprint": "9f" * 32, "model_type": "llama", "blocks": BLOCKS,
+        "parameters": 134_515_008,
     },
     "data": {"fireact.jsonl.gz": "ab" * 32, "toolbench-conversations.jsonl.gz": "cd" * 32},
     "calibration_data": None,
-    "versions": {"layerroute": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"},
+    "versions": {"layerroute": "0.1.0", "python": "3.11.7", "torch": "2.13.0"},
     "machine": {"cpu": "Some processor at 2.4 GHz", "threads": 2, "device": "cpu", "dtype": "float32"},
     "seed": 0,
     "settings": {"limit": 200, "max_length": 1024, "max_new_tokens": 256},
@@ -180,7 +191,10 @@ def draw_ablation(seeds: int = 5, effect: float = 20.0, seed: int = 0) -> dict[s
         if arm != "routed"
     }
     curve = [
-        {"value": weight, **{m: over_seeds((v * (1 + 0.1 * i) * rng.normal(1, 0.02, 3)).tolist()) for m, v in METRICS.items()}}
+        {
+            "value": weight,
+            **{m: over_seeds((v * (1 + 0.1 * i) * rng.normal(1, 0.02, 3)).tolist()) for m, v in METRICS.items()},
+        }
         for i, weight in enumerate((0.1, 0.3, 1.0, 3.0))
     ]
     return {

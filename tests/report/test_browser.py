@@ -22,8 +22,20 @@ from layerroute.report.render import render
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars")
-FLAGS += ("--disable-background-networking", "--disable-extensions", "--remote-debugging-pipe", "--force-color-profile=srgb")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--hide-scrollbars",
+)
+FLAGS += (
+    "--disable-background-networking",
+    "--disable-extensions",
+    "--remote-debugging-pipe",
+    "--force-color-profile=srgb",
+)
 # the browser reads commands from descriptor 3 and answers on 4; a child in between puts the pipes there
 LAUNCH = "import os, sys; r, w = map(int, sys.argv[1:3]); r, w = os.dup(r), os.dup(w); os.dup2(r, 3); os.dup2(w, 4); "
 LAUNCH += "os.execv(sys.argv[3], sys.argv[3:])"
@@ -79,7 +91,9 @@ class Browser:
         """Show a page at a width in pixels, and wait until it is loaded."""
         self.events.clear()
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 500)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 500
+        )
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.call("Page.navigate", url=page.as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):

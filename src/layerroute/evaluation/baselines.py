@@ -15,6 +15,7 @@ is no whole number of blocks, a step takes the whole number below or above, so t
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,7 +48,9 @@ KINDS = {
 }
 """What a greedy order is chosen for, and the step types that it serves; `rest` is what is not guessed a tool call."""
 
-_INFLUENCE_ROWS = 16
+_LOG = logging.getLogger(__name__)
+
+_INFLUENCE_ROWS = 8
 _PROBE_ROWS = 64
 """Rows of each step type, at most."""
 
@@ -149,7 +152,9 @@ def choose(
     """
     if not samples:
         raise DataError("no calibration step fits into the maximum length; baselines need some to be chosen on")
-    parts = {name: _batch(model, collator, few) for name, few in choose_rows(samples, rows, seed).items()}
+    _LOG.info("choosing baselines: block influence")
+    few = choose_rows(samples, rows, seed)
+    parts = {name: [_batch(model, collator, [sample]) for sample in of_type] for name, of_type in few.items()}
     influence = block_influence(model, _spread(samples, _INFLUENCE_ROWS, seed), collator)
     return Baselines(
         blocks=model.routers.blocks,
@@ -177,16 +182,18 @@ def _is_call(samples: Sequence[Sample]) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 
 def _orders(
-    model: RoutedModel, parts: Mapping[str, Mapping[str, Tensor]], rates: Mapping[str, float]
+    model: RoutedModel, parts: Mapping[str, Sequence[Mapping[str, Tensor]]], rates: Mapping[str, float]
 ) -> dict[str, list[int]]:
     """A greedy order for each kind; one whose step types have no calibration sample takes what is best for all."""
     depths = {kind: _depth(rate, model.routers.blocks) for kind, rate in rates.items()}
     if not any(depths.values()):
         return {kind: [] for kind in rates}
+    _LOG.info("choosing baselines: what each block is worth to each step type")
     alone = {name: losses_without(model, part, (), model.routable) for name, part in parts.items()}
     orders = {}
     for kind, depth in depths.items():
         names = [name for name in KINDS[kind] if name in parts] or list(parts)
+        _LOG.info("choosing baselines: %d blocks to leave out for %s", depth, kind)
         mean = torch.stack([alone[name] for name in names]).mean(0)
         orders[kind] = greedy_order(model, [parts[name] for name in names], mean, depth)
     return orders

@@ -49,7 +49,7 @@ def block_influence(model: RoutedModel, samples: Sequence[Sample], collator: Ste
 
 @torch.no_grad()
 def losses_without(
-    model: RoutedModel, batch: Mapping[str, Tensor], removed: Collection[int], candidates: Sequence[int]
+    model: RoutedModel, part: Sequence[Mapping[str, Tensor]], removed: Collection[int], candidates: Sequence[int]
 ) -> Tensor:
     """Measure the loss without the blocks `removed` and one candidate, for each candidate.
 
@@ -57,34 +57,38 @@ def losses_without(
 
     Args:
         model: in evaluation mode, LoRA on.
-        batch: of `StepCollator`, on the model's device.
+        part: batches of `StepCollator` on the model's device; of one row each, nothing is padded.
         removed: blocks that are left out already.
         candidates: blocks that are not.
 
     Returns:
-        float64 `[candidates]`, on the CPU: nats per target token of the batch.
+        float64 `[candidates]`, on the CPU: nats per target token of all batches.
     """
-    below = _Below(removed, candidates)
-    _through_blocks(model, batch, below)
-    positions, targets = loss_tokens(batch["labels"])
-    wanted = targets != -100
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    losses = []
-    for candidate in candidates:
-        above = _Above(removed, candidate, below.entering[candidate])
-        logits = model.backbone(**inputs, logits_to_keep=positions, use_cache=False, routing=above).logits
-        losses.append(float(cross_entropy_sum(logits[wanted], targets[wanted]) / wanted.sum()))
-    return torch.tensor(losses, dtype=torch.float64)
+    total, tokens = torch.zeros(len(candidates), dtype=torch.float64), 0
+    for batch in part:
+        below = _Below(removed, candidates)
+        _through_blocks(model, batch, below)
+        positions, targets = loss_tokens(batch["labels"])
+        wanted = targets != -100
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        tokens += int(wanted.sum())
+        for place, candidate in enumerate(candidates):
+            above = _Above(removed, candidate, below.entering[candidate])
+            logits = model.backbone(**inputs, logits_to_keep=positions, use_cache=False, routing=above).logits
+            total[place] += float(cross_entropy_sum(logits[wanted], targets[wanted]))
+    return total / tokens
 
 
-def greedy_order(model: RoutedModel, parts: Sequence[Mapping[str, Tensor]], alone: Tensor, depth: int) -> list[int]:
+def greedy_order(
+    model: RoutedModel, parts: Sequence[Sequence[Mapping[str, Tensor]]], alone: Tensor, depth: int
+) -> list[int]:
     """Take blocks out one by one, each time the one whose absence raises the loss least, given those that are out.
 
     Tried at each step are the 8 blocks still in that were cheapest to leave out alone.
 
     Args:
         model: in evaluation mode, LoRA on.
-        parts: batches of `StepCollator` on the model's device, of equal weight: the loss is the mean of theirs.
+        parts: each as in `losses_without`, and of equal weight: the loss is the mean of theirs.
         alone: float64 `[routable]`: that loss without each routable block alone (see `losses_without`).
         depth: how many blocks to take out, at most all that are routable.
 

@@ -13,7 +13,7 @@ from layerroute.report.sections.origin import ablation_origin, example_items, or
 from layerroute.report.sections.routing import block_items, dependence_items, differential_items, distribution_items
 from layerroute.report.sections.seeds import seed_items, sensitivity_items
 from layerroute.report.verdict import findings, warnings
-from layerroute.report.wording import SEPARATOR, cell, count, number, points, share
+from layerroute.report.wording import SEPARATOR, cell, count, in_runs, number, points, share
 
 __all__ = ["build"]
 
@@ -23,8 +23,9 @@ _BEFORE_SEEDS: Sequence[tuple[str, str, str, _Maker]] = (
     (
         "compute",
         "Quality against compute",
-        "Down and to the left is better. The dashed line joins what no other arm beats on both. Static arms skip the "
-        "same number of blocks on every input; the oracle is told the step type.",
+        "Perplexity is better further down, right answers further up, and both further left. The dashed line joins "
+        "what no other arm beats on both. Static arms skip the same blocks on every input; the oracle is told the step "
+        "type.",
         compute_items,
     ),
     (
@@ -80,7 +81,7 @@ def build(evidence: Evidence) -> Document:
         Verdict(each.name if several else None, warnings(each.summary), findings(each.summary)) for each in evaluations
     ]
     if ablation is not None:
-        name = f"{len(ablation['seeds'])} seeds" if several else None
+        name = _seeds(ablation) if several else None
         verdicts.append(Verdict(name, ablation.get("warnings") or [], findings_over_seeds(ablation)))
     sections = [_section(*about, evaluations) for about in _BEFORE_SEEDS]
     sections += _seed_sections(ablation)
@@ -116,7 +117,12 @@ def _title(evaluations: Sequence[Evaluation], ablation: Mapping[str, Any] | None
     if evaluations:
         return f"{len(evaluations)} evaluations"
     assert ablation is not None
-    return f"Recipe {ablation.get('recipe', '')} over {len(ablation['seeds'])} seeds"
+    return f"Recipe {ablation.get('recipe', '')}, {_seeds(ablation)}"
+
+
+def _seeds(ablation: Mapping[str, Any]) -> str:
+    number = len(ablation["seeds"])
+    return f"{number} seed{'s' if number > 1 else ''}"
 
 
 def _facts(evaluations: Sequence[Evaluation], ablation: Mapping[str, Any] | None) -> list[str]:
@@ -126,10 +132,10 @@ def _facts(evaluations: Sequence[Evaluation], ablation: Mapping[str, Any] | None
         origin = summary["provenance"]
         facts.append(f"backbone {(origin.get('backbone') or {}).get('name', 'unknown')}")
         facts.append(f"{count(sum(summary['rows'].values()))} steps, {count(summary.get('groups'))} groups")
-        facts.append(f"seed {origin.get('seed')}")
+        facts.append(f"evaluation seed {origin.get('seed')}")
         facts.append(f"layerroute {(origin.get('versions') or {}).get('layerroute', 'unknown')}")
     if ablation is not None:
-        facts.append(f"seeds {', '.join(map(str, ablation['seeds']))}")
+        facts.append(f"trained with seed {in_runs(ablation['seeds'])}")
     return facts
 
 

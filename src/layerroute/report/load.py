@@ -17,7 +17,7 @@ __all__ = ["Evaluation", "Evidence", "load", "pick_examples"]
 FORMAT_VERSION = 1
 
 _EVALUATE = "layerroute evaluate --adapter ADAPTER --data DATA --output {folder}"
-_ABLATE = "layerroute ablate --recipe RECIPE --seeds N --output {folder}"
+_ABLATE = "layerroute ablate --model MODEL --data DATA --eval-data HELD_OUT --output {folder}"
 _SUMMARY_KEYS = ("rows", "skip_rate", "differential", "perplexity", "flops", "routes", "per_block", "provenance")
 _ABLATION_KEYS = ("arms", "metrics", "seeds")
 _SAMPLE_KEYS = ("id", "step_type", "route", "skip_rate")

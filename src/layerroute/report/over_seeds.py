@@ -18,25 +18,25 @@ __all__ = ["findings_over_seeds"]
 def findings_over_seeds(ablation: Mapping[str, Any]) -> list[Finding]:
     """What an ablation.json says about training again with other seeds."""
     routed = ablation["arms"].get("routed") or {}
-    found = [_holds(routed, ablation["seeds"])]
+    found = [_holds(routed)]
     if statics := [arm for arm in ablation["arms"] if arm.startswith("static")]:
         found.append(_beats_static_over_seeds(statics, ablation.get("tests") or {}))
     return found
 
 
-def _holds(routed: Mapping[str, Any], seeds: Sequence[int]) -> Finding:
+def _holds(routed: Mapping[str, Any]) -> Finding:
     key, question = "holds_over_seeds", "Does it hold over training seeds?"
     metric = next((name for name in ("paired_differential", "differential") if _given(routed, name)), None)
     if metric is None:
-        return Finding(key, "unclear", question, "No figures", "No seed gives a differential.")
+        return Finding(key, "unclear", question, "No figures", "A differential is missing, of some seed or of all.")
     figure = routed[metric]
     positive = sum(value > 0 for value in figure["values"] if value is not None)
     kind = "within the same conversations" if metric == "paired_differential" else "over all data"
     ends = figure.get("ci95")
     ci = f" (95% interval over seeds {interval(ends)})" if ends else ""
     sentence = (
-        f"Trained {len(seeds)} times from other seeds, tool calls skip {signed(figure['mean'])} points{ci} against "
-        f"planning steps {kind}; above zero for {positive} of {len(figure['values'])} seeds."
+        f"Trained anew with each seed, the differential {kind} is {signed(figure['mean'])} points on average{ci}; it is "
+        f"above zero for {positive} of {len(figure['values'])}."
     )
     if ends is None:
         return Finding(key, "unclear", question, "One seed tells nothing of others", sentence)
@@ -57,10 +57,13 @@ def _beats_static_over_seeds(statics: Sequence[str], tests: Mapping[str, Any]) -
     if not known:
         return Finding(key, "unclear", question, "Not compared", "Perplexity was not compared with static pruning.")
     words = [
-        f"{signed(test['mean_difference'], 2)} against {arm_name(arm)} (paired t {p_value(test.get('t_p_value'))}, "
-        f"Wilcoxon {p_value(test.get('wilcoxon_p_value'))})"
+        f"{signed(test['mean_difference'], 2)} against {arm_name(arm)} (paired t: {p_value(test.get('t_p_value'))}, "
+        f"Wilcoxon: {p_value(test.get('wilcoxon_p_value'))})"
         for arm, test in known.items()
     ]
+    if all(test.get("t_p_value") is None for test in known.values()):
+        words.append("too few seeds, or seeds too alike, to test it")
+        return Finding(key, "unclear", question, "Not tested", f"Difference in perplexity: {joined(words)}.")
     clear = [test["mean_difference"] < 0 if _counts(test) else None for test in known.values()]
     status, answer = judged(clear)
     if None in clear and status == "yes":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import count
 
@@ -26,10 +27,16 @@ def to_html(document: Document) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = _unbroken
     template = environment.get_template("report.html.jinja")
     return template.render(
         document=document, ident=_idents(), strip=strip, type_name=type_name, widths={"wide": WIDE, "narrow": NARROW}
     )
+
+
+def _unbroken(text: str) -> str:
+    """`p = 0.012` and `95% interval` stay on one line."""
+    return re.sub(r"\b(p [<=] |95% )", lambda found: found[0].replace(" ", "\u00a0"), text)
 
 
 def _idents() -> Callable[[], str]:

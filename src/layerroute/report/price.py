@@ -45,6 +45,11 @@ def keeps_prediction(summary: Mapping[str, Any]) -> Finding:
             for kind, ratio in ratios.items()
         ]
     )
+    lacking = (
+        "; there are too few groups for an interval where none stands"
+        if any(not part.get("ci95") for part in ratios.values())
+        else ""
+    )
     accuracy = summary["token_accuracy"]
     hits = joined(
         [
@@ -53,12 +58,12 @@ def keeps_prediction(summary: Mapping[str, Any]) -> Finding:
         ]
     )
     sentence = (
-        f"Perplexity with routing over perplexity without, same adapter: {losses}; 1 is no loss. Tokens predicted "
+        f"Perplexity with routing over that without, same adapter: {losses}; 1 is no loss{lacking}. Tokens predicted "
         f"right: {hits}."
         if ratios
         else "No step has a loss that is a number, so perplexity cannot be given."
     )
-    return Finding("keeps_prediction", status, "What does it cost in prediction?", answer, sentence)
+    return Finding("keeps_prediction", status, "Does it still predict as well?", answer, sentence)
 
 
 def _kept(ratios: Mapping[str, Mapping[str, Any]]) -> tuple[Status, str]:
@@ -101,7 +106,7 @@ def _wilson(part: Mapping[str, Any]) -> str:
 
 def saves_compute(summary: Mapping[str, Any]) -> Finding:
     """Executed FLOPs against the untouched backbone's."""
-    flops, question = summary["flops"], "What does it save?"
+    flops, question = summary["flops"], "Does it save compute?"
     everything = flops.get("all") or {}
     if everything.get("total_share") is None:
         return Finding("saves_compute", "unclear", question, "No FLOPs counted", "No executed FLOPs were recorded.")
@@ -121,7 +126,7 @@ def saves_compute(summary: Mapping[str, Any]) -> Finding:
     sentence = (
         f"Of the backbone's FLOPs (output layer, routers and LoRA counted in) {saved['total']} are not executed: "
         f"{saved['prefill']} of prefill (reading the prompt) and {saved['decode']} of decode (writing the answer). By "
-        f"type: {kinds}. This is a count over these steps, so it has no interval; `layerroute benchmark` measures time."
+        f"type: {kinds}. This is a count over these steps, so it has no interval; layerroute benchmark measures time."
     )
     return Finding("saves_compute", status, question, answer, sentence)
 
@@ -150,7 +155,7 @@ def beats_static(quality: Mapping[str, Any], baselines: Mapping[str, Any]) -> Fi
     listed = joined([f"{arm_name(arm)} {number(value)}" for arm, value in known.items()])
     sentence = (
         f"Perplexity over all steps at the same average rate: {listed}. They have no interval, so there is no verdict; "
-        "free running (`--generate`) or seeds (`layerroute ablate`) would give one."
+        "free running (--generate) or seeds (layerroute ablate) would give one."
     )
     return Finding(key, "unclear", question, f"Perplexity {number(known['routed'])} against {number(rest)}", sentence)
 

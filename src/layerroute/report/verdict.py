@@ -54,8 +54,18 @@ def _side(effect: Mapping[str, Any]) -> Side | None:
 
 def _measured(effect: Mapping[str, Any]) -> str:
     """`+21.3 points (95% interval 18.2 to 24.0, p < 0.001)`."""
-    tested = "" if effect.get("p_value") is None else f", {p_value(effect['p_value'])}"
-    return f"{signed(effect['mean'])} points (95% interval {interval(effect['ci95'])}{tested})"
+    return f"{signed(effect['mean'])} points {_tested(effect)}"
+
+
+def _compared(effect: Mapping[str, Any]) -> str:
+    """The same as a sentence's end, after `tool calls skip`."""
+    way = "more" if effect["mean"] >= 0 else "fewer"
+    return f"{points(abs(effect['mean']))} points of blocks {way} than planning steps {_tested(effect)}"
+
+
+def _tested(effect: Mapping[str, Any]) -> str:
+    test = "" if effect.get("p_value") is None else f", {p_value(effect['p_value'])}"
+    return f"(95% interval {interval(effect['ci95'])}{test})"
 
 
 def _routes_by_step_type(summary: Mapping[str, Any]) -> Finding:
@@ -72,7 +82,7 @@ def _routing(summary: Mapping[str, Any]) -> tuple[Status, str, str]:
     effects = summary["differential"]
     if _side(effects["paired"]) is not None:
         return _by_pairs(effects, _rates(summary))
-    return _by_length(effects, _rates(summary), summary["min_groups"])
+    return _by_length(effects, _rates(summary))
 
 
 def _static_words(summary: Mapping[str, Any]) -> str:
@@ -101,7 +111,7 @@ def _by_pairs(effects: Mapping[str, Any], rates: str) -> tuple[Status, str, str]
     side, where = _side(paired), joined(paired.get("sources") or ["the paired sources"])
     words = (
         f"Within the same conversations ({where}; {count(paired['groups'])} groups) tool calls skip "
-        f"{_measured(paired)} against planning steps."
+        f"{_compared(paired)}."
     )
     if side == "below":
         return "no", "It skips MORE on planning", f"{words} That is the wrong way round. {rates}"
@@ -115,34 +125,50 @@ def _by_pairs(effects: Mapping[str, Any], rates: str) -> tuple[Status, str, str]
         return "no", "No difference between step types", f"{words} The interval includes zero.{apart} {rates}"
     if side == "disputed":
         return "unclear", "Interval and test disagree", f"{words} More data would settle it. {rates}"
-    if _side(matched) in ("around", "below") and matched["ci95"][1] < paired["mean"]:
-        doubt = (
-            f"But among prompts of like length the difference is {_measured(matched)}, so the prompt's length may "
-            "explain it."
-        )
-        return "unclear", "Step type or prompt length", f"{words} {doubt} {rates}"
-    return "yes", f"Yes: {signed(paired['mean'])} points on tool calls", f"{words} {rates}"
+    at_length = f"Among prompts of like length it is {_measured(matched)}." if _side(matched) else ""
+    if _length_explains(matched, paired):
+        return "unclear", "Step type or prompt length", f"{words} But length may explain it. {at_length} {rates}"
+    return (
+        "yes",
+        f"Yes: {points(paired['mean'])} points more on tool calls",
+        " ".join(filter(None, (words, at_length, rates))),
+    )
 
 
-def _by_length(effects: Mapping[str, Any], rates: str, min_groups: int) -> tuple[Status, str, str]:
+def _length_explains(matched: Mapping[str, Any], effect: Mapping[str, Any]) -> bool:
+    """Whether prompts of like length differ clearly less: by less than half, or by nothing and less than the effect."""
+    side = _side(matched)
+    if side is None:
+        return False
+    upper = matched["ci95"][1]
+    return bool(upper < effect["mean"] / 2 or (side in ("around", "below") and upper < effect["mean"]))
+
+
+def _by_length(effects: Mapping[str, Any], rates: str) -> tuple[Status, str, str]:
     """Without such conversations: among prompts of like length."""
     pooled, matched = effects["pooled"], effects["length_matched"]
     side = _side(matched)
     if side is None:
-        reason = matched.get("reason") or pooled.get("reason") or "no figures"
-        words = f"No conversation data, and none at equal prompt length either: {reason}. At least {min_groups} groups "
-        return "unclear", "Too little data to say", f"{words}of each step type are needed. {rates}"
+        reason = (matched.get("reason") or pooled.get("reason") or "no figures").replace("_", " ")
+        words = (
+            f"Neither within conversations nor at like prompt length are there enough steps of both types: {reason}."
+        )
+        return "unclear", "Too little data to say", f"{words} {rates}"
     words = (
         f"No source holds both step types in enough conversations, so prompts of like length are compared: there tool "
-        f"calls skip {_measured(matched)} against planning steps."
+        f"calls skip {_compared(matched)}."
     )
     if side == "above":
+        if _side(pooled) == "above" and _length_explains(matched, pooled):
+            most = f"That is less than half of the difference over all data, {_measured(pooled)}."
+            return "unclear", "Mostly prompt length", f"{words} {most} {rates}"
         warning = "Sources may still differ in more than length; paired data would settle it."
-        return "yes", f"Yes: {signed(matched['mean'])} points on tool calls", f"{words} {warning} {rates}"
+        return "yes", f"Yes: {points(matched['mean'])} points more on tool calls", f"{words} {warning} {rates}"
     if side == "disputed":
         return "unclear", "Interval and test disagree", f"{words} More data would settle it. {rates}"
     if side == "below":
-        return "no", "It skips MORE on planning", f"{words} That is the wrong way round. {rates}"
+        pooled_words = f" Over all data the difference is {_measured(pooled)}." if _side(pooled) else ""
+        return "no", "It skips MORE on planning", f"{words} That is the wrong way round.{pooled_words} {rates}"
     if _side(pooled) in ("above", "disputed", "below"):
         explained = f"The difference over all data, {_measured(pooled)}, is explained by prompt length."
         return "no", "Explained by prompt length", f"{words} The interval includes zero. {explained}"

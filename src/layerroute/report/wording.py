@@ -9,9 +9,9 @@ __all__ = [
     "DASH",
     "SEPARATOR",
     "arm_name",
-    "blocks_named",
     "cell",
     "count",
+    "in_runs",
     "interval",
     "joined",
     "number",
@@ -59,17 +59,17 @@ def task_name(task: str) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Fixed digits, with a minus sign that is one; large and tiny figures in three significant digits."""
+    """Fixed digits, with a minus sign that is one; very large figures in three significant digits."""
     if value is None:
         return DASH
-    size = abs(value)
-    text = f"{value:.3g}" if size >= 1e5 or 0 < size < 0.5 * 10**-digits else f"{value:,.{digits}f}"
+    rounded = round(value, digits) or 0.0  # no minus before a zero
+    text = f"{value:.3g}" if abs(value) >= 1e5 else f"{rounded:,.{digits}f}"
     return text.replace("-", "\u2212")
 
 
 def signed(value: float | None, digits: int = 1) -> str:
     """With a plus where it is above 0."""
-    return f"+{number(value, digits)}" if value is not None and value > 0 else number(value, digits)
+    return f"+{number(value, digits)}" if value is not None and round(value, digits) > 0 else number(value, digits)
 
 
 def points(value: float | None) -> str:
@@ -117,8 +117,8 @@ def joined(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
 
 
-def blocks_named(indices: Sequence[int]) -> str:
-    """Block numbers with runs drawn together: `2 to 5, 9`."""
+def in_runs(indices: Sequence[int]) -> str:
+    """Whole numbers with runs drawn together: `2 to 5, 9`."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and index == runs[-1][-1] + 1:

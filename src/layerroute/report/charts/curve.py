@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from layerroute.report.charts.drawing import Draw, Drawing, Scale, linear_ticks
+from layerroute.report.charts.drawing import Draw, Drawing, Scale, linear_ticks, tick_digits
 from layerroute.report.wording import number
 
 __all__ = ["Curve", "curves"]
@@ -22,8 +22,6 @@ class Curve:
     name: str
     means: Sequence[float | None]
     intervals: Sequence[tuple[float, float] | None]
-    style: str
-    shape: str
     scale: float = 1.0
     """What figures are multiplied with before they are shown."""
 
@@ -54,19 +52,19 @@ def _panel(picture: Drawing, line: Curve, top: float, left: float, right: float)
     scale = Scale(ticks[0], ticks[-1], top + _PANEL - 4, top + 4)
     for tick in ticks:
         picture.line(left, scale(tick), right, scale(tick), "axis" if tick == 0 else "grid")
-        picture.text(left - 6, scale(tick) + 4, number(tick, 0 if tick == int(tick) else 2), "small", "end")
+        picture.text(left - 6, scale(tick) + 4, number(tick, tick_digits(ticks)), "small", "end")
     step = (right - left) / len(line.means)
     points = []
     for i, (mean, ends) in enumerate(zip(line.means, line.intervals, strict=True)):
         x = left + (i + 0.5) * step
         if ends is not None:
             low, high = (scale(end * line.scale) for end in ends)
-            picture.line(x, low, x, high, f"whisker {line.style}")
+            picture.line(x, low, x, high, "whisker routed")
             for end in (low, high):
-                picture.line(x - 4, end, x + 4, end, f"whisker {line.style}")
+                picture.line(x - 4, end, x + 4, end, "whisker routed")
         if mean is not None:
             points.append((x, scale(mean * line.scale)))
     if len(points) > 1:
-        picture.path(points, f"trace {line.style}")
+        picture.path(points, "trace routed")
     for x, y in points:
-        picture.mark(line.shape, x, y, f"mark {line.style}")
+        picture.mark("circle", x, y, "mark routed")

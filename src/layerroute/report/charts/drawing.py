@@ -7,11 +7,12 @@ width that it is shown at, one unit a pixel, so that its text keeps its size on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-__all__ = ["Draw", "Drawing", "Scale", "cut", "linear_ticks", "log_ticks", "text_width"]
+__all__ = ["Draw", "Drawing", "Scale", "cut", "linear_ticks", "text_width", "tick_digits"]
 
 _LETTER = 6.9  # pixels of an average letter at 12 px, on the wide side
 _SHAPES: dict[str, str] = {
@@ -85,24 +86,21 @@ class Drawing:
 
 
 class Scale:
-    """From figures `low..high` to pixels `start..end`, linearly or by logarithm."""
+    """From figures `low..high` to pixels `start..end`."""
 
-    def __init__(self, low: float, high: float, start: float, end: float, log: bool = False) -> None:
-        self._into: Callable[[float], float] = math.log if log else float
-        self._low, self._high = self._into(low), self._into(high)
-        self._start, self._end = start, end
-        if self._low == self._high:
-            self._low, self._high = self._low - 1, self._high + 1
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        self._low, self._start = low, start
+        self._slope = (end - start) / (high - low)
 
     def __call__(self, value: float) -> float:
-        part = (self._into(value) - self._low) / (self._high - self._low)
-        return self._start + part * (self._end - self._start)
+        return self._start + (value - self._low) * self._slope
 
 
 def linear_ticks(low: float, high: float, at_most: int = 6) -> list[float]:
     """Round figures that cover `low..high`, the first at or below and the last at or above."""
     if low == high:
-        low, high = low - abs(low or 1) / 2, high + abs(high or 1) / 2
+        margin = abs(low) / 10 or 1.0
+        low, high = low - margin, high + margin
     rough = (high - low) / max(at_most - 1, 1)
     power = 10 ** math.floor(math.log10(rough))
     for factor in (1, 2, 2.5, 5, 10, 20):
@@ -113,10 +111,7 @@ def linear_ticks(low: float, high: float, at_most: int = 6) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, ... that cover `low..high`; powers of ten alone where those are many."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    every = [factor * 10.0**power for power in powers for factor in ((1, 2, 5) if len(powers) <= 3 else (1,))]
-    first = max([tick for tick in every if tick <= low] or every[:1])
-    last = min([tick for tick in every if tick >= high] or every[-1:])
-    return [tick for tick in every if first <= tick <= last]
+def tick_digits(ticks: Sequence[float]) -> int:
+    """Decimals that tell evenly spaced ticks apart."""
+    step = min(abs(b - a) for a, b in pairwise(ticks))
+    return next((digits for digits in range(4) if abs(step * 10**digits - round(step * 10**digits)) < 1e-6), 4)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from layerroute.report.charts.drawing import Draw, Drawing, Scale, cut, linear_ticks
+from layerroute.report.charts.drawing import Draw, Drawing, Scale, cut, linear_ticks, tick_digits
 
 __all__ = ["Estimate", "forest"]
 
@@ -30,7 +30,9 @@ class Estimate:
     """Single observations, drawn behind."""
 
 
-def forest(estimates: Sequence[Estimate], axis: str, write: Callable[[float], str], zero: float | None = 0.0) -> Draw:
+def forest(
+    estimates: Sequence[Estimate], axis: str, write: Callable[[float, int], str], zero: float | None = 0.0
+) -> Draw:
     """Draw estimates on one axis, with a line at `zero`; narrow charts put the words above each interval."""
 
     def draw(width: int, title: str, description: str, ident: str) -> Markup:
@@ -40,11 +42,11 @@ def forest(estimates: Sequence[Estimate], axis: str, write: Callable[[float], st
         rows = [_HEADING if estimate.mean is None else row for estimate in estimates]
         picture = Drawing(width, sum(rows) + _AXIS + 8)
         ticks = linear_ticks(*_range(estimates, zero), 5 if narrow else 6)
-        scale = Scale(ticks[0], ticks[-1], left + 8, right - 8)
+        digits, scale = tick_digits(ticks), Scale(ticks[0], ticks[-1], left + 8, right - 8)
         bottom = sum(rows) + 4
         for tick in ticks:
             picture.line(scale(tick), 2, scale(tick), bottom, "axis" if tick == zero else "grid")
-            picture.text(scale(tick), bottom + 15, write(tick), "small", "middle")
+            picture.text(scale(tick), bottom + 15, write(tick, digits), "small", "middle")
         picture.text((left + right) / 2, bottom + 30, axis, "small", "middle")
         top = 0
         for estimate, height in zip(estimates, rows, strict=True):

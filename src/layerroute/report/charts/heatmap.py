@@ -11,6 +11,7 @@ from layerroute.report.charts.drawing import Draw, Drawing
 __all__ = ["heatmap"]
 
 _NARROW = 500
+_STYLES = ("tiny faint", "tiny", "tiny on-heat")  # of a cell's number: none skip, some, most
 _LEGIBLE = 17  # pixels of a cell that a number fits in
 
 
@@ -70,4 +71,4 @@ def _cell(picture: Drawing, x: float, y: float, width: float, height: float, rat
     picture.rect(x + 0.5, y + 0.5, width - 1, height - 1, "heat-ground")
     picture.rect(x + 0.5, y + 0.5, width - 1, height - 1, "heat", rate / 100)
     if width >= _LEGIBLE:
-        picture.text(x + width / 2, middle, f"{rate:.0f}", "tiny on-heat" if rate > 50 else "tiny", "middle")
+        picture.text(x + width / 2, middle, f"{rate:.0f}", _STYLES[(rate >= 0.5) + (rate > 50)], "middle")

@@ -8,12 +8,12 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from layerroute.report.charts.drawing import Draw, Drawing, Scale, linear_ticks, log_ticks, text_width
+from layerroute.report.charts.drawing import Draw, Drawing, Scale, linear_ticks, text_width, tick_digits
 from layerroute.report.wording import number
 
 __all__ = ["Point", "frontier", "scatter"]
 
-_LOG_FROM = 4.0  # where the largest figure is so many times the smallest, the axis is logarithmic
+_FAR = 2.5  # times the median perplexity
 
 Box = tuple[float, float, float, float]
 
@@ -46,51 +46,75 @@ def scatter(points: Sequence[Point], across: str, up: str, low_is_good: bool) ->
         height = 340 if width < 500 else 380
         left, right, top, bottom = 46, width - 10, 30, height - 44
         picture = Drawing(width, height)
-        costs, qualities = [point.cost for point in points], [point.quality for point in points]
-        log = min(qualities) > 0 and max(qualities) / min(qualities) >= _LOG_FROM
-        columns = linear_ticks(min(costs), max(costs), 5)
-        rows = log_ticks(min(qualities), max(qualities)) if log else linear_ticks(min(qualities), max(qualities))
-        across_scale = Scale(columns[0], columns[-1], left + 14, right - 14)
-        up_scale = Scale(rows[0], rows[-1], bottom - 10, top + 10, log)
+        columns = linear_ticks(min(point.cost for point in points), max(point.cost for point in points), 5)
+        near = [point.quality for point in points if not (low_is_good and _is_far(point, points))]
+        rows = linear_ticks(min(near), max(near))
+        across_scale, up_scale = (
+            Scale(columns[0], columns[-1], left + 14, right - 14),
+            Scale(rows[0], rows[-1], bottom, top + 24),
+        )
         for tick in columns:
             picture.line(across_scale(tick), top, across_scale(tick), bottom, "grid")
-            picture.text(across_scale(tick), bottom + 16, f"{number(tick, _digits(columns))}%", "small", "middle")
+            picture.text(across_scale(tick), bottom + 16, f"{number(tick, tick_digits(columns))}%", "small", "middle")
         for tick in rows:
             picture.line(left, up_scale(tick), right, up_scale(tick), "grid")
-            picture.text(left - 6, up_scale(tick) + 4, number(tick, _digits(rows)), "small", "end")
-        picture.text(
-            0, 14, f"{up}, {'low' if low_is_good else 'high'} is good" + (" (log scale)" if log else ""), "small"
-        )
+            picture.text(left - 6, up_scale(tick) + 4, number(tick, tick_digits(rows)), "small", "end")
+        picture.text(0, 14, f"{up}, {'low' if low_is_good else 'high'} is good", "small")
         picture.text((left + right) / 2, height - 6, across, "small", "middle")
         best = [(across_scale(point.cost), up_scale(point.quality)) for point in frontier(points, low_is_good)]
         if len(best) > 1:
             picture.path(best, "frontier")
-        placed = [(across_scale(point.cost), up_scale(point.quality)) for point in points]
+        placed = [(across_scale(point.cost), max(up_scale(point.quality), top + 8)) for point in points]
         for point, (x, y) in zip(points, placed, strict=True):
             picture.mark(point.shape, x, y, f"mark {point.style}")
-        _label(picture, points, placed, (left, top, right, bottom))
+        far = {
+            point.label: f"{point.label}, {number(point.quality)} \u2191"
+            for point in points
+            if point.quality > rows[-1]
+        }
+        names = [far.get(point.label, point.label) for point in points]
+        styles = ["plate strong" if point.style == "routed" else "plate" for point in points]
+        _label(picture, names, styles, placed, _along(best), (left, top, right, bottom))
         return picture.svg(title, description, ident)
 
     return draw
 
 
-def _digits(ticks: Sequence[float]) -> int:
-    step = min(abs(b - a) for a, b in pairwise(ticks))
-    return next((digits for digits in range(4) if abs(step * 10**digits - round(step * 10**digits)) < 1e-6), 4)
+def _is_far(point: Point, points: Sequence[Point]) -> bool:
+    """So bad that the others would lie on a line: it is put at the upper edge, with its figure."""
+    return point.quality > _FAR * sorted(other.quality for other in points)[len(points) // 2]
 
 
-def _label(picture: Drawing, points: Sequence[Point], placed: Sequence[tuple[float, float]], frame: Box) -> None:
+def _label(
+    picture: Drawing,
+    names: Sequence[str],
+    styles: Sequence[str],
+    placed: Sequence[tuple[float, float]],
+    line: list[Box],
+    frame: Box,
+) -> None:
     """Put each name where it covers least of what is there, with a line to its point if that is some way off."""
-    taken: list[Box] = [(x - 7, y - 7, x + 7, y + 7) for x, y in placed]
-    for index in sorted(range(len(points)), key=lambda index: placed[index][1]):
-        (x, y), words = placed[index], points[index].label
-        options = list(_places(x, y, text_width(words)))
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in placed] + line
+    for index in sorted(range(len(placed)), key=lambda index: (styles[index] == "plate", placed[index][1])):
+        x, y = placed[index]
+        options = list(_places(x, y, text_width(names[index])))
         costs = [_cost(box, taken, frame) + 0.02 * far for box, far in options]
         box, far = options[costs.index(min(costs))]
         taken.append(box)
         if far > 12:
             picture.line(x, y, min(max(x, box[0]), box[2]), (box[1] + box[3]) / 2, "leader")
-        picture.text(box[0] + 2, box[3] - 4, words, "plate strong" if points[index].style == "routed" else "plate")
+        picture.text(box[0] + 2, box[3] - 4, names[index], styles[index])
+
+
+def _along(line: Sequence[tuple[float, float]]) -> list[Box]:
+    """Small boxes on the way through the points."""
+    boxes = []
+    for (x, y), (to_x, to_y) in pairwise(line):
+        steps = max(1, int(abs(to_x - x) / 6))
+        for i in range(steps + 1):
+            at_x, at_y = x + (to_x - x) * i / steps, y + (to_y - y) * i / steps
+            boxes.append((at_x - 3, at_y - 2, at_x + 3, at_y + 2))
+    return boxes
 
 
 def _places(x: float, y: float, width: float) -> Iterator[tuple[Box, float]]:

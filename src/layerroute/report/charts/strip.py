@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from layerroute.report.charts.drawing import Drawing
-from layerroute.report.wording import blocks_named
+from layerroute.report.wording import in_runs
 
 __all__ = ["strip"]
 
@@ -21,5 +21,5 @@ def strip(route: str, kind: str, ident: str) -> Markup:
         else:
             picture.rect(x + 1.5, 2.5, cell - 3, height - 5, "skipped")
     skipped = [block for block, bit in enumerate(route) if bit == "0"]
-    words = f"skips {len(skipped)} of {len(route)} blocks" + (f": {blocks_named(skipped)}" if skipped else "")
+    words = f"skips {len(skipped)} of {len(route)} blocks" + (f": {in_runs(skipped)}" if skipped else "")
     return picture.svg("Route", words, ident)

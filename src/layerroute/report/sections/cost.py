@@ -39,6 +39,8 @@ ARM_MARKS = {
     "oracle": ("hexagon", "told"),
     "labels": ("plus", "told"),
     "length": ("bar", "told"),
+    "trained_lora_only": ("diamond", "reference"),
+    "routers_only": ("square", "routed"),
 }
 """Shape and style of each arm."""
 
@@ -49,15 +51,17 @@ def compute_items(evaluation: Evaluation) -> list[Item]:
     table = summary.get("baselines")
     items: list[Item] = [_pareto(table)] if table else []
     if not items:
-        command = _again(evaluation, "--baselines --calibration DATA")
+        command = _again(evaluation, "--baselines")
         items.append(Hint("The chart against static, random, oracle and length baselines needs a run with", command))
-    items += [_losses(summary), _savings(summary)]
+    items += [_graded(task, figures) for task, figures in (summary.get("quality") or {}).items()]
+    items += [*_costs(summary), _savings(summary)]
     return items
 
 
-def _again(evaluation: Evaluation, options: str) -> str:
+def _again(evaluation: Evaluation, option: str) -> str:
+    """The evaluation's command with what it lacked; the files that are there are kept."""
     command = evaluation.summary["provenance"].get("command") or "layerroute evaluate --adapter A --data F --output DIR"
-    return f"{command} {options}"
+    return f"{command} {option}" + ("" if "--calibration" in command else " --calibration DATA")
 
 
 def _pareto(arms: Mapping[str, Any]) -> Figure:
@@ -89,35 +93,50 @@ def _pareto(arms: Mapping[str, Any]) -> Figure:
     )
 
 
-def _losses(summary: Mapping[str, Any]) -> Table:
+def _graded(task: str, figures: Mapping[str, Any]) -> Figure:
+    """Of free running the share of blocks is known, not one of FLOPs: texts differ in length."""
+    drawn = [
+        Point(arm_name(arm), 100 - part["skip_rate"], 100 * part["accuracy"], *ARM_MARKS.get(arm, ("bar", "told")))
+        for arm, part in figures["arms"].items()
+    ]
+    name = task_name(task)
+    rows = [(point.label, percent(point.cost), percent(point.quality)) for point in drawn]
+    return Figure(
+        f"Right answers against executed blocks, {name}",
+        f"Graded answers that the model wrote on its own; up and to the left is better. {count(figures['n'])} {name}.",
+        scatter(drawn, "blocks executed", "per cent right", low_is_good=False),
+        Table(f"Blocks executed and answers right, {name}", ("arm", "blocks executed", "right"), rows),
+    )
+
+
+def _costs(summary: Mapping[str, Any]) -> list[Item]:
+    """Perplexity and token accuracy per step type and arm."""
     kinds = [kind for kind, n in summary["rows"].items() if n]
     perplexity, accuracy = summary["perplexity"], summary["token_accuracy"]
-    rows = [
+    losses = [
         (
             type_name(kind),
             *(number(perplexity[arm].get(kind)) for arm in perplexity),
             cell(summary["perplexity_ratio"].get(kind), lambda value: number(value, 3)),
-            *(share(accuracy[arm].get(kind)) for arm in accuracy),
         )
         for kind in kinds
     ]
-    head = [
-        "step type",
-        *(f"perplexity, {arm_name(arm)}" for arm in perplexity),
-        "routed over LoRA only (95% interval)",
+    hits = [(type_name(kind), *(share(accuracy[arm].get(kind)) for arm in accuracy)) for kind in kinds]
+    head = ("step type", *map(arm_name, perplexity))
+    return [
+        Table("What it costs: perplexity of the target", (*head, "routed over LoRA only (95% interval)"), losses),
+        Table("What it costs: tokens of the target predicted right", head, hits),
     ]
-    head += [f"tokens right, {arm_name(arm)}" for arm in accuracy]
-    return Table("What it costs: prediction of the target, teacher forcing", head, rows)
 
 
 def _savings(summary: Mapping[str, Any]) -> Table:
     rows = []
     for kind, shares in summary["flops"].items():
-        skipped = summary["skip_rate"].get(kind)
-        executed = (share(shares[f"{part}_share"]) for part in ("prefill", "decode", "total"))
-        rows.append((type_name(kind), count(summary["rows"].get(kind)), cell(skipped), *executed))
-    head = ("step type", "steps", "skip rate, points (95% interval)", "prefill FLOPs", "decode FLOPs", "all FLOPs")
-    rows = [row for row in rows if row[0] == "all" or row[1] != "0"]
+        if kind == "all" or summary["rows"].get(kind):
+            executed = (share(shares[f"{part}_share"]) for part in ("prefill", "decode", "total"))
+            steps = sum(summary["rows"].values()) if kind == "all" else summary["rows"][kind]
+            rows.append((type_name(kind), count(steps), *executed))
+    head = ("step type", "steps", "prefill", "decode", "both")
     return Table("What it saves: FLOPs executed, of the backbone's", head, rows)
 
 
@@ -125,7 +144,7 @@ def free_running_items(evaluation: Evaluation) -> list[Item]:
     """Graded answers per task, with Wilson intervals and McNemar's tests; or the command that gives them."""
     quality = evaluation.summary.get("quality")
     if not quality:
-        command = _again(evaluation, "--generate 100 --calibration DATA")
+        command = _again(evaluation, "--generate 100")
         return [Hint("Answers that the model writes on its own are generated and graded with", command)]
     items: list[Item] = []
     for task, figures in quality.items():
@@ -149,7 +168,7 @@ def _accuracies(task: str, figures: Mapping[str, Any]) -> Figure:
     return Figure(
         f"Free running: {name} that are right",
         f"{count(figures['n'])} {name}, greedy, with 95% Wilson intervals.",
-        forest(estimates, "answers that are right", lambda tick: f"{number(tick, 0)}%", zero=None),
+        forest(estimates, "answers that are right", lambda tick, digits: f"{number(tick, digits)}%", zero=None),
         Table(f"Free running: {name}", head, rows),
     )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any
 
 from layerroute.report.content import Example, Item, Table
 from layerroute.report.load import Evaluation
-from layerroute.report.wording import count, points
+from layerroute.report.wording import count, in_runs, points
 
 __all__ = ["ablation_origin", "example_items", "origin_items"]
 
@@ -53,17 +54,19 @@ def ablation_origin(ablation: Mapping[str, Any] | None) -> list[Item]:
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in values.items():
+        name = prefix + (key if "." in key else key.replace("_", " "))  # a file's name stays as it is
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}, ")
+            yield from _flat(value, f"{name}, ")
         elif value not in (None, {}, [], ""):
-            yield f"{prefix}{key}".replace("_", " "), value if isinstance(value, str) else _plain(value)
+            yield name, _plain(value)
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(part if isinstance(part, str) else json.dumps(part) for part in value)
-    return (
-        count(value)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000
-        else json.dumps(value)
-    )
+        if all(isinstance(part, int) for part in value):
+            return in_runs(value)
+        runs = [(part, len(list(run))) for part, run in groupby(value)]
+        return ", ".join(_plain(part) + (f" ({length} times)" if length > 1 else "") for part, length in runs)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000:
+        return count(value)
+    return value if isinstance(value, str) else json.dumps(value)

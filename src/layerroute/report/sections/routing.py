@@ -12,9 +12,9 @@ from layerroute.report.content import Figure, Item, Table
 from layerroute.report.load import Evaluation
 from layerroute.report.wording import (
     DASH,
-    blocks_named,
     cell,
     count,
+    in_runs,
     interval,
     number,
     p_value,
@@ -42,10 +42,10 @@ def block_items(evaluation: Evaluation) -> list[Item]:
         for block in range(blocks)
     ]
     used = [block for block in range(blocks) if any(figures[block] > 0 for figures in rates.values())]
-    never = "No block is ever skipped." if not used else f"Ever skipped: {blocks_named(used)}."
+    never = "No block is ever skipped." if not used else f"Ever skipped: {in_runs(used)}."
     figure = Figure(
         "How often each block is skipped",
-        f"Per cent of the steps of each type. {never} Always run, by design: {blocks_named(sorted(fixed)) or 'none'}.",
+        f"Per cent of the steps of each type. {never} Always run, by design: {in_runs(sorted(fixed)) or 'none'}.",
         heatmap(rates, fixed),
         Table(
             "Steps that skip each block, per cent; and how far its gate moved in training",
@@ -121,7 +121,7 @@ def differential_items(evaluation: Evaluation) -> list[Item]:
     description = (
         "Points of blocks that tool calls skip more than planning steps; bars are 95% intervals, hollow without."
     )
-    draw = forest(estimates, "points more on tool calls", lambda tick: signed(tick, 0))
+    draw = forest(estimates, "points more on tool calls", signed)
     return [Figure("Differential by source", description, draw, table)]
 
 

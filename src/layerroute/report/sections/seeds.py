@@ -9,11 +9,11 @@ from layerroute.report.charts.curve import Curve, curves
 from layerroute.report.charts.forest import Estimate, forest
 from layerroute.report.content import Figure, Hint, Item, Paragraph, Table
 from layerroute.report.sections.cost import ARM_MARKS
-from layerroute.report.wording import arm_name, cell, interval, number, p_value, points, share, signed
+from layerroute.report.wording import DASH, arm_name, cell, in_runs, interval, number, p_value, points, share, signed
 
-__all__ = ["ABLATE", "seed_items", "sensitivity_items"]
+__all__ = ["seed_items", "sensitivity_items"]
 
-ABLATE = "layerroute ablate --recipe default --seeds 5 --output ablation"
+_ABLATE = "layerroute ablate --model MODEL --data DATA --eval-data HELD_OUT --seeds 5 --output grid"
 
 _METRICS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "skip_tool_call": ("tool call skip rate, points", points),
@@ -26,19 +26,15 @@ _METRICS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "token_accuracy_all": ("token accuracy", share),
     "flops_share": ("FLOPs executed", share),
 }
-_CURVES = (
-    ("paired_differential", "routed", "circle", 1.0),
-    ("differential", "static", "square", 1.0),
-    ("perplexity_all", "reference", "diamond", 1.0),
-    ("flops_share", "told", "up", 100.0),
-)
+_CURVES = {"paired_differential": 1.0, "differential": 1.0, "perplexity_all": 1.0, "flops_share": 100.0}
+"""Metrics that are drawn against a setting, and what they are multiplied with."""
 
 
 def sensitivity_items(ablation: Mapping[str, Any] | None) -> list[Item]:
     """A chart and a table for each setting that was varied."""
     varied = (ablation or {}).get("sensitivity") or {}
     if not varied:
-        command = f"{ABLATE} --sensitivity router_loss_weight=0.1,1,10"
+        command = f"{_ABLATE} --sensitivity router_loss_weight=30,100,1000"
         return [Hint("How the figures move with a setting of the recipe is measured with", command)]
     return [_curve(key, rows) for key, rows in varied.items() if rows]
 
@@ -46,12 +42,12 @@ def sensitivity_items(ablation: Mapping[str, Any] | None) -> list[Item]:
 def _curve(key: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     values = [str(row["value"]) for row in rows]
     lines = []
-    for metric, style, shape, scale in _CURVES:
+    for metric, scale in _CURVES.items():
         parts = [row.get(metric) or {} for row in rows]
         if any(part.get("mean") is not None for part in parts):
             name = _METRICS[metric][0] + (", %" if scale != 1 else "")
             means, ends = [part.get("mean") for part in parts], [part.get("ci95") for part in parts]
-            lines.append(Curve(name, means, ends, style, shape, scale))
+            lines.append(Curve(name, means, ends, scale))
     metrics = [metric for metric in _METRICS if any(row.get(metric) for row in rows)]
     table = Table(
         f"Figures by {key}, mean (95% interval over seeds)",
@@ -64,9 +60,10 @@ def _curve(key: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
 def seed_items(ablation: Mapping[str, Any] | None) -> list[Item]:
     """Each seed's differential, the arms over seeds, and the tests of routed against every other arm."""
     if ablation is None:
-        return [Hint("Whether the figures hold when training starts from other seeds is measured with", ABLATE)]
-    seeds = ablation["seeds"]
-    said = f"Seeds {', '.join(map(str, seeds))}; intervals are Student's over seeds, tests are paired by seed."
+        return [Hint("Whether the figures hold when training starts from other seeds is measured with", _ABLATE)]
+    said = (
+        f"Trained with seed {in_runs(ablation['seeds'])}; intervals are Student's over seeds, tests are paired by seed."
+    )
     items: list[Item] = [Paragraph(said)]
     items += [figure for metric in ("paired_differential", "differential") if (figure := _spread(ablation, metric))]
     items.append(_arms(ablation))
@@ -94,7 +91,7 @@ def _spread(ablation: Mapping[str, Any], metric: str) -> Figure | None:
     return Figure(
         f"{name.capitalize()} over seeds",
         "Mean with 95% interval over seeds; small strokes are single seeds.",
-        forest(estimates, "points more on tool calls", lambda tick: signed(tick, 0)),
+        forest(estimates, "points more on tool calls", signed),
         Table(f"{name.capitalize()} of each seed, points", ("arm", *heads), rows),
     )
 
@@ -110,12 +107,17 @@ def _arms(ablation: Mapping[str, Any]) -> Table:
 
 
 def _tests(ablation: Mapping[str, Any]) -> Table:
-    rows = []
-    for arm, tests in ablation["tests"].items():
-        for metric, test in tests.items():
-            if metric in _METRICS and test.get("mean_difference") is not None:
-                name, write = _METRICS[metric]
-                both = p_value(test.get("t_p_value")), p_value(test.get("wilcoxon_p_value"))
-                rows.append((f"{arm_name(arm)}: {name}", write(test["mean_difference"]), *both))
-    head = ("routed against", "mean difference", "paired t", "Wilcoxon")
-    return Table("Routed minus each arm, paired by seed", head, rows)
+    tests = ablation["tests"]
+    metrics = [metric for metric in ablation["metrics"] if metric in _METRICS]
+    rows = [
+        (arm_name(arm), *(_tested(parts.get(metric), metric) for metric in metrics)) for arm, parts in tests.items()
+    ]
+    head = ("routed against", *(_METRICS[metric][0] for metric in metrics))
+    return Table("Routed minus each arm, paired by seed: mean difference (p of paired t, p of Wilcoxon)", head, rows)
+
+
+def _tested(test: Mapping[str, Any] | None, metric: str) -> str:
+    if not test or test.get("mean_difference") is None:
+        return DASH
+    both = (p_value(test.get(name)).removeprefix("p ").removeprefix("= ") for name in ("t_p_value", "wilcoxon_p_value"))
+    return f"{_METRICS[metric][1](test['mean_difference'])} ({', '.join(both)})"
