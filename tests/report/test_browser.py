@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,7 @@ FLAGS += (
 )
 # the browser reads commands from descriptor 3 and answers on 4; a child in between puts the pipes there
 LAUNCH = "import os, sys; r, w = map(int, sys.argv[1:3]); r, w = os.dup(r), os.dup(w); os.dup2(r, 3); os.dup2(w, 4); "
-LAUNCH += "os.execv(sys.argv[3], sys.argv[3:])"
+LAUNCH += "os.set_inheritable(3, True); os.set_inheritable(4, True); os.execv(sys.argv[3], sys.argv[3:])"
 
 
 class Browser:
@@ -49,7 +50,7 @@ class Browser:
         arguments = [sys.executable, "-c", LAUNCH, str(theirs_in), str(theirs_out), program, *FLAGS]
         self._process = subprocess.Popen(
             [*arguments, f"--user-data-dir={profile}", "about:blank"],
-            pass_fds=(theirs_in, theirs_out, 3, 4),
+            pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -130,3 +131,113 @@ def find_browser() -> str:
         if path := shutil.which(name):
             return path
     pytest.fail(f"no browser ({', '.join(BROWSERS)}): install one, such as with `apt-get install chromium`")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    started = Browser(find_browser(), tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory, make_evaluation, make_ablation, provenance) -> dict[str, Path]:
+    """All that a report can hold; two evaluations side by side; one with every warning and nothing else."""
+    root = tmp_path_factory.mktemp("pages")
+    seen = provenance()
+    seen["training"]["overlap"] = ["a-data-file-with-a-rather-long-name-and-no-place-to-break-it.jsonl.gz"]
+    planted, grid = make_evaluation(root / "planted"), make_ablation(root / "grid")
+    kinds = {
+        "whole": [planted, grid],
+        "sides": [planted, make_evaluation(root / "none", "none", 1)],
+        "bare": [make_evaluation(root / "bare", "static", full=False, groups=4, provenance=seen)],
+    }
+    for name, folders in kinds.items():
+        (root / f"{name}.html").write_text(render(load(folders), "html"), encoding="utf-8")
+    return {name: root / f"{name}.html" for name in kinds}
+
+
+# of every text that is shown in a chart: what it says, its size on the screen, its box, and its chart's width
+TEXTS = """[...document.querySelectorAll('svg.chart')].flatMap((chart, number) => {
+  const frame = chart.getBoundingClientRect();
+  return frame.width === 0 ? [] : [...chart.querySelectorAll('text')].map(text => {
+    const box = text.getBoundingClientRect(), scale = chart.getScreenCTM().a;
+    return {number, words: text.textContent, size: parseFloat(getComputedStyle(text).fontSize) * scale,
+            left: box.left - frame.left, right: box.right - frame.left, width: frame.width,
+            top: box.top - frame.top, bottom: box.bottom - frame.top, height: frame.height};
+  });
+})"""
+CONTRAST = """(() => {
+  const bright = colour => {
+    const parts = colour.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255);
+    const [r, g, b] = parts.map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const page = bright(getComputedStyle(document.body).backgroundColor);
+  const marks = ['.lead', 'h1', 'td', 'figcaption', '.yes .status', 'p.facts', 'summary'];
+  return marks.map(name => {
+    const ink = bright(getComputedStyle(document.querySelector(name)).color);
+    return (Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05);
+  });
+})()"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("name", ["whole", "sides", "bare"])
+def test_the_page_fits(browser, pages, name, width):
+    browser.open(pages[name], width)
+    assert browser.requests() == [pages[name].as_uri()] and browser.complaints() == []
+    assert browser.evaluate("innerWidth") == width
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    beyond = "[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, pre, svg') && "
+    beyond += "e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"
+    assert browser.evaluate(beyond) == []
+    picture = browser.screenshot()
+    assert picture.format == "PNG" and picture.width == width
+    colours = picture.convert("L").histogram()
+    assert sum(colours[200:]) > 0.5 * picture.width * picture.height and sum(colours[:100]) > 1000  # ink on paper
+
+
+@pytest.mark.parametrize("width", [390, 760, 1280])
+@pytest.mark.parametrize("name", ["whole", "sides"])
+def test_charts_can_be_read(browser, pages, name, width):
+    """Their text is large enough, within the picture, and nothing is printed over anything."""
+    browser.open(pages[name], width)
+    texts = browser.evaluate(TEXTS)
+    assert len(texts) > 200
+    assert [text["words"] for text in texts if text["size"] < 9] == []
+    outside = [text["words"] for text in texts if text["left"] < -1 or text["right"] > text["width"] + 1]
+    assert outside + [text["words"] for text in texts if text["top"] < -2 or text["bottom"] > text["height"] + 2] == []
+    clashes = [
+        (a["words"], b["words"])
+        for a, b in itertools.combinations(texts, 2)
+        if a["number"] == b["number"]
+        and min(a["right"], b["right"]) - max(a["left"], b["left"]) > 1
+        and min(a["bottom"], b["bottom"]) - max(a["top"], b["top"]) > 4
+    ]
+    assert clashes == []
+
+
+def test_light_and_dark_have_contrast(browser, pages):
+    grounds = []
+    for dark in (False, True):
+        browser.open(pages["whole"], 1280, dark=dark)
+        assert min(browser.evaluate(CONTRAST)) >= 4.5
+        grounds.append(browser.screenshot().convert("L").getpixel((5, 5)))
+    assert grounds[0] > 230 and grounds[1] < 50
+
+
+def test_paper_is_light_and_holds_everything(browser, pages):
+    browser.open(pages["whole"], 794, dark=True, media="print")
+    assert browser.screenshot().convert("L").getpixel((5, 5)) > 230
+    assert browser.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 794
+    pdf = browser.pdf()
+    assert pdf.startswith(b"%PDF") and 4 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 30
+
+
+def test_a_keyboard_reaches_what_scrolls(browser, pages):
+    browser.open(pages["whole"], 390)
+    script = "[...document.querySelectorAll('.scroll, pre')].filter(e => e.tabIndex !== 0).length"
+    assert browser.evaluate(script) == 0
+    assert browser.evaluate("document.querySelectorAll('.scroll').length") > 10

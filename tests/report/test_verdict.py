@@ -1,4 +1,4 @@
-"""The verdict is right about an effect, about none, and about length alone, over several seeds; and hedges elsewhere."""
+"""The verdict is right about an effect, none, and length alone, over several seeds; and hedges elsewhere."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ _BEFORE_SEEDS: Sequence[tuple[str, str, str, _Maker]] = (
     (
         "blocks",
         "Blocks by step type",
-        "Columns that differ between the rows are routing; columns that are full or empty in all of them could be had "
-        "without routers.",
+        "Blocks that are skipped on one step type and run on another are routing. What is skipped always or never, "
+        "whatever the type, could be had without routers.",
         block_items,
     ),
     (
@@ -81,7 +81,7 @@ def build(evidence: Evidence) -> Document:
         Verdict(each.name if several else None, warnings(each.summary), findings(each.summary)) for each in evaluations
     ]
     if ablation is not None:
-        name = _seeds(ablation) if several else None
+        name = _many(len(ablation["seeds"]), "seed") if several else None
         verdicts.append(Verdict(name, ablation.get("warnings") or [], findings_over_seeds(ablation)))
     sections = [_section(*about, evaluations) for about in _BEFORE_SEEDS]
     sections += _seed_sections(ablation)
@@ -117,12 +117,11 @@ def _title(evaluations: Sequence[Evaluation], ablation: Mapping[str, Any] | None
     if evaluations:
         return f"{len(evaluations)} evaluations"
     assert ablation is not None
-    return f"Recipe {ablation.get('recipe', '')}, {_seeds(ablation)}"
+    return f"Recipe {ablation.get('recipe', '')}, {_many(len(ablation['seeds']), 'seed')}"
 
 
-def _seeds(ablation: Mapping[str, Any]) -> str:
-    number = len(ablation["seeds"])
-    return f"{number} seed{'s' if number > 1 else ''}"
+def _many(number: int, what: str) -> str:
+    return f"{count(number)} {what}{'' if number == 1 else 's'}"
 
 
 def _facts(evaluations: Sequence[Evaluation], ablation: Mapping[str, Any] | None) -> list[str]:
@@ -131,7 +130,7 @@ def _facts(evaluations: Sequence[Evaluation], ablation: Mapping[str, Any] | None
         summary = evaluation.summary
         origin = summary["provenance"]
         facts.append(f"backbone {(origin.get('backbone') or {}).get('name', 'unknown')}")
-        facts.append(f"{count(sum(summary['rows'].values()))} steps, {count(summary.get('groups'))} groups")
+        facts.append(f"{_many(sum(summary['rows'].values()), 'step')}, {_many(summary['groups'], 'group')}")
         facts.append(f"evaluation seed {origin.get('seed')}")
         facts.append(f"layerroute {(origin.get('versions') or {}).get('layerroute', 'unknown')}")
     if ablation is not None:

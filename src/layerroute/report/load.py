@@ -18,7 +18,10 @@ FORMAT_VERSION = 1
 
 _EVALUATE = "layerroute evaluate --adapter ADAPTER --data DATA --output {folder}"
 _ABLATE = "layerroute ablate --model MODEL --data DATA --eval-data HELD_OUT --output {folder}"
-_SUMMARY_KEYS = ("rows", "skip_rate", "differential", "perplexity", "flops", "routes", "per_block", "provenance")
+_SUMMARY_KEYS = (
+    *("rows", "groups", "skip_rate", "differential", "perplexity", "perplexity_ratio", "token_accuracy", "flops"),
+    *("routes", "per_block", "dependence", "provenance"),
+)
 _ABLATION_KEYS = ("arms", "metrics", "seeds")
 _SAMPLE_KEYS = ("id", "step_type", "route", "skip_rate")
 

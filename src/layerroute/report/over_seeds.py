@@ -35,7 +35,7 @@ def _holds(routed: Mapping[str, Any]) -> Finding:
     ends = figure.get("ci95")
     ci = f" (95% interval over seeds {interval(ends)})" if ends else ""
     sentence = (
-        f"Trained anew with each seed, the differential {kind} is {signed(figure['mean'])} points on average{ci}; it is "
+        f"Trained anew with each seed, the differential {kind} is {signed(figure['mean'])} points on average{ci}, "
         f"above zero for {positive} of {len(figure['values'])}."
     )
     if ends is None:

@@ -11,7 +11,7 @@ from layerroute.report.charts.drawing import Draw, Drawing
 __all__ = ["heatmap"]
 
 _NARROW = 500
-_STYLES = ("tiny faint", "tiny", "tiny on-heat")  # of a cell's number: none skip, some, most
+_STYLES = ("tiny faint", "tiny", "tiny on-half", "tiny on-heat")  # of a cell's number, by how dark the cell is
 _LEGIBLE = 17  # pixels of a cell that a number fits in
 
 
@@ -71,4 +71,4 @@ def _cell(picture: Drawing, x: float, y: float, width: float, height: float, rat
     picture.rect(x + 0.5, y + 0.5, width - 1, height - 1, "heat-ground")
     picture.rect(x + 0.5, y + 0.5, width - 1, height - 1, "heat", rate / 100)
     if width >= _LEGIBLE:
-        picture.text(x + width / 2, middle, f"{rate:.0f}", _STYLES[(rate >= 0.5) + (rate > 50)], "middle")
+        picture.text(x + width / 2, middle, f"{rate:.0f}", _STYLES[(rate >= 0.5) + (rate > 50) + (rate > 85)], "middle")
