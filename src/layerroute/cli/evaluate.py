@@ -113,7 +113,7 @@ def _text(summary: Mapping[str, Any]) -> list[str]:
                 f"{name:<10} {rate['n']:>6} steps  skip rate {rate['mean']:5.1f} {_interval(rate['ci95'])}  "
                 f"FLOPs {100 * share:.1f}% of the backbone's  perplexity base / LoRA / routed {losses}"
             )
-    for name in ("paired", "pooled", "length_matched"):
+    for name in ("paired", "paired_length_matched", "pooled", "length_matched"):
         found = summary["differential"][name]
         if found["mean"] is None:
             lines.append(f"differential, {name}: not given ({found['reason']})")

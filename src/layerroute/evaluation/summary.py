@@ -104,8 +104,10 @@ def _differentials(columns: Columns, seed: int) -> dict[str, Any]:
         section = _differential(columns, in_source[name], seed)
         section.pop("sources")
         by_source[name] = section | {"paired": name in paired}
+    in_paired = compared & np.isin(columns.source, [columns.sources.index(name) for name in paired])
     return {
-        "paired": _paired(columns, paired, seed),
+        "paired": _explained(_differential(columns, in_paired, seed), paired),
+        "paired_length_matched": _explained(_length_matched(columns, in_paired, seed), paired),
         "by_source": by_source,
         "pooled": _differential(columns, compared, seed),
         "length_matched": _length_matched(columns, compared, seed),
@@ -119,9 +121,8 @@ def _paired_sources(columns: Columns) -> set[str]:
     return {columns.sources[code] for code in np.unique(columns.source[np.isin(columns.group, both)])}
 
 
-def _paired(columns: Columns, paired: set[str], seed: int) -> dict[str, Any]:
-    codes = [columns.sources.index(name) for name in paired]
-    section = _differential(columns, columns.compared & np.isin(columns.source, codes), seed)
+def _explained(section: dict[str, Any], paired: set[str]) -> dict[str, Any]:
+    """A figure over paired sources, with its own reason where there are none."""
     return section if paired else section | {"reason": "no source has a group with both tool_call and planning rows"}
 
 

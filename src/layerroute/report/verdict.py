@@ -107,7 +107,7 @@ def _rates(summary: Mapping[str, Any]) -> str:
 
 def _by_pairs(effects: Mapping[str, Any], rates: str) -> tuple[Status, str, str]:
     """With both step types in one conversation: tools and history are the same, so they give nothing away."""
-    paired, matched = effects["paired"], effects["length_matched"]
+    paired, matched = effects["paired"], effects["paired_length_matched"]
     side, where = _side(paired), joined(paired.get("sources") or ["the paired sources"])
     words = (
         f"Within the same conversations ({where}; {count(paired['groups'])} groups) tool calls skip "
@@ -125,8 +125,10 @@ def _by_pairs(effects: Mapping[str, Any], rates: str) -> tuple[Status, str, str]
         return "no", "No difference between step types", f"{words} The interval includes zero.{apart} {rates}"
     if side == "disputed":
         return "unclear", "Interval and test disagree", f"{words} More data would settle it. {rates}"
-    at_length = f"Among prompts of like length it is {_measured(matched)}." if _side(matched) else ""
+    at_length = f"Among their prompts of like length it is {_measured(matched)}." if _side(matched) else ""
     if _length_explains(matched, paired):
+        if _side(matched) in ("around", "below"):
+            return "no", "Explained by prompt length", f"{words} But that is a matter of length. {at_length} {rates}"
         return "unclear", "Step type or prompt length", f"{words} But length may explain it. {at_length} {rates}"
     return (
         "yes",

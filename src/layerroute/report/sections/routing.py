@@ -133,6 +133,8 @@ def _named(effects: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any],
             yield source, effect, paired
     if sum(bool(effect.get("paired")) for effect in effects["by_source"].values()) > 1:
         yield "all paired sources", effects["paired"], paired
+    if effects["paired_length_matched"]["mean"] is not None:
+        yield "of like prompt length", effects["paired_length_matched"], paired
     for source, effect in effects["by_source"].items():
         if not effect.get("paired"):
             yield source, effect, rest
