@@ -21,6 +21,10 @@ _ABLATE = "layerroute ablate --model MODEL --data DATA --eval-data HELD_OUT --ou
 _SUMMARY_KEYS = (
     *("rows", "groups", "skip_rate", "differential", "perplexity", "perplexity_ratio", "token_accuracy", "flops"),
     *("routes", "per_block", "dependence", "provenance"),
+    *(f"differential.{name}" for name in ("paired", "paired_length_matched", "by_source", "pooled", "length_matched")),
+    *(f"perplexity.{arm}" for arm in ("base", "lora_only", "routed")),
+    *(f"dependence.{name}" for name in ("distribution", "flip_rate", "mutual_information", "auc", "gate_movement")),
+    *(f"provenance.{name}" for name in ("adapter", "backbone", "data", "versions", "seed", "command", "training")),
 )
 _ABLATION_KEYS = ("arms", "metrics", "seeds")
 _SAMPLE_KEYS = ("id", "step_type", "route", "skip_rate")
@@ -107,9 +111,19 @@ def _document(path: Path, required: Sequence[str], maker: str) -> dict[str, Any]
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise DataError(f"{path}: format_version {version!r} is not known here, only {FORMAT_VERSION}; {remedy}")
-    if missing := [key for key in required if key not in content]:
+    if missing := [key for key in required if not _holds(content, key)]:
         raise DataError(f"{path}: {', '.join(missing)} missing; {remedy}")
     return content
+
+
+def _holds(content: dict[str, Any], path: str) -> bool:
+    """Whether the keys of a dotted path lead somewhere."""
+    inner: Any = content
+    for key in path.split("."):
+        if not isinstance(inner, dict) or key not in inner:
+            return False
+        inner = inner[key]
+    return True
 
 
 def _samples(path: Path) -> Iterator[dict[str, Any]]:
