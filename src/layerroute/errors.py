@@ -1,7 +1,7 @@
 """Every error that LayerRoute raises on purpose.
 
-All of them derive from `LayerRouteError`, and each also derives from the builtin a caller would expect, so both
-`except LayerRouteError` and `except ValueError` work. A message names the field, the value and what would work.
+All of them derive from `LayerRouteError`, and those that are failures also from the builtin a caller would expect, so
+both `except LayerRouteError` and `except ValueError` work. A message names the field, the value and what would work.
 
     LayerRouteError
     ├── ConfigError        (ValueError)    a setting, a recipe key, a command-line value
@@ -10,8 +10,9 @@ All of them derive from `LayerRouteError`, and each also derives from the builti
     │   └── AssetError     (OSError)       a download that is missing, truncated or corrupt
     ├── AdapterError       (ValueError)    an adapter folder that is incomplete, damaged or for another backbone
     ├── GenerationError    (ValueError)    a generation request that routing cannot serve
-    └── TrainingError      (RuntimeError)  a training run that cannot go on
-        └── TrainingInterrupted            Ctrl-C or SIGTERM; a checkpoint was left
+    ├── TrainingError      (RuntimeError)  a training run that cannot go on
+    │   └── TrainingInterrupted            Ctrl-C or SIGTERM; a checkpoint was left; an `Interrupted`, too
+    └── Interrupted                        Ctrl-C; what was done so far was kept
 """
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "GenerationError",
+    "Interrupted",
     "LayerRouteError",
     "TrainingError",
     "TrainingInterrupted",
@@ -59,5 +61,9 @@ class TrainingError(LayerRouteError, RuntimeError):
     """A training run cannot start or continue."""
 
 
-class TrainingInterrupted(TrainingError):
+class Interrupted(LayerRouteError):
+    """The user ended it; the message says how to go on. The command line exits with status 130."""
+
+
+class TrainingInterrupted(TrainingError, Interrupted):
     """A signal ended the run; the message says where its checkpoint is and how to go on."""

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import signal
 
 import pytest
+import torch
 
+from layerroute import RouterConfig, get_routed_model, load_backbone
 from layerroute.data.builtin import builtin_steps
 from layerroute.data.steps import write_steps
 
@@ -66,6 +71,56 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_figures(evaluate, summary
     assert fresh["perplexity"]["routed"] == pytest.approx(whole["perplexity"]["routed"])
 
 
+def test_control_c_says_how_to_go_on(evaluate, summary, tmp_path):
+    """And calibration data that is also evaluated is counted."""
+    steps = builtin_steps(20, seed=1)
+    data, calibration = tmp_path / "evaluated.jsonl", tmp_path / "calibration.jsonl"
+    write_steps(data, steps[:12])
+    write_steps(calibration, steps[6:])
+    logger, args = logging.getLogger("layerroute.evaluation.baselines"), ("--baselines", "--calibration", calibration)
+
+    def press(record: logging.LogRecord) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return True
+
+    logger.addFilter(press)
+    try:
+        outcome = evaluate(*args, data=(data,))
+    finally:
+        logger.removeFilter(press)
+    assert outcome.status == 130
+    assert outcome.stderr.splitlines()[-1] == "error: interrupted; run the same command again to go on from there"
+    assert not (tmp_path / "out" / "summary.json").exists()
+    rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    outcome = evaluate(*args, data=(data,))
+    assert outcome.status == 0 and f"{len(rows)} steps are measured already" in outcome.stderr
+    shared = {row["id"] for row in rows} & {step.id for step in steps[6:]}
+    assert summary()["provenance"]["calibration_shared"] == len(shared) > 0
+
+
+@pytest.mark.parametrize("name", ["samples.jsonl", "provenance.json", "summary.json"])
+def test_an_output_that_cannot_be_written_is_one_line(evaluate, tmp_path, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    outcome = evaluate()
+    assert outcome.status == 2 and len(outcome.stderr.strip().splitlines()) == 1
+    assert outcome.stderr.startswith("error: ") and name in outcome.stderr
+
+
+def test_weights_that_are_no_numbers_still_give_a_summary(evaluate, summary, backbone, tmp_path):
+    model = get_routed_model(load_backbone(str(backbone))[0], RouterConfig(protect_first=1))
+    with torch.no_grad():
+        for name, parameter in model.peft_model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    outcome = evaluate(adapter=tmp_path / "broken")
+    assert outcome.status == 0, outcome.stderr
+    found = summary()
+    assert found["perplexity"]["routed"]["tool_call"] is None
+    assert any("not a number" in warning for warning in found["warnings"])
+    assert "perplexity base / LoRA / routed - / - / -" in outcome.stdout
+
+
 def test_another_evaluation_in_the_folder_is_refused(evaluate):
     evaluate()
     outcome = evaluate("--seed", 3)
@@ -95,6 +150,7 @@ def test_an_adapter_on_its_own_training_data_is_shouted(evaluate, summary, run, 
 
 def test_baselines_and_free_running(evaluate, summary, tmp_path):
     args = ("--baselines", "--generate", 1, "--max-new-tokens", 4, "--calibration", "builtin:30")
+    assert evaluate("--max-new-tokens", 4).status == 0
     outcome = evaluate(*args)
     assert outcome.status == 0, outcome.stderr
     found = summary()
@@ -106,6 +162,11 @@ def test_baselines_and_free_running(evaluate, summary, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "out" / "generations.jsonl").read_text().splitlines()]
     assert {row["arm"] for row in rows} == ARMS | {"static"} and {row["new_tokens"] for row in rows} == {4}
     assert {row["skip_rate"] for row in rows if row["arm"] in ("routed", "static")} == {40.0}
+    provenance = found["provenance"]
+    assert provenance["generations"] == {"chosen": 1, "unfinished_turns": 0, "too_long": 0}
+    assert provenance["calibration_shared"] == 0  # `builtin` is drawn by another seed
+    first, then = provenance["command"].split(" && ")
+    assert "--baselines" not in first and "--baselines --generate 1" in then
     evaluate(*args)
     assert len((tmp_path / "out" / "generations.jsonl").read_text().splitlines()) == len(rows)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from layerroute.errors import DataError
 from layerroute.evaluation.measure import batches, measure, score
 from layerroute.evaluation.perturb import measure_stability, reword
 from layerroute.evaluation.reading import StepReader
-from layerroute.evaluation.samples import RowFile, read_rows
+from layerroute.evaluation.samples import RowFile, read_rows, write_json
 from layerroute.runtime.cost import executed_flops
 
 BLOCKS, LENGTH = 5, 2048
@@ -175,6 +177,57 @@ def test_rewording_keeps_capitals_and_is_seeded():
     assert reword(text, 1) == reword(text, 1) != reword(text, 2)
     assert reword("xyz", 1) == "xyz"
     assert any(reword("Can you", seed) == "Could you" for seed in range(10))
+
+
+TOOL_LIST = """You may call one or more functions. Please use the list of tools (two at most, 3 if needed):
+<tools>
+{"type": "function", "function": {"name": "get_list", "description": "Find the name of a list, two or 2.",
+"parameters": {"type": "object", "properties": {
+"end": {"type": "string", "description": "the end of it"}, "list-name": {"type": "list"},
+"total": {"type": "integer", "default": 10}, "show.use": {"type": "string", "enum": ["start", "end", "a\\nfind"]}},
+"required": ["end", "total"]}}}
+</tools>"""
+
+
+def test_rewording_leaves_tools_whole():
+    """Keys, types, values and figures of a tool list stay; what is changed is prose."""
+
+    def tool(text):
+        return json.loads(text.split("<tools>")[1].split("</tools>")[0])["function"]
+
+    whole, texts = tool(TOOL_LIST), {reword(TOOL_LIST, seed) for seed in range(30)}
+    assert len(texts) > 10
+    for text in texts:
+        found = tool(text)
+        assert "two or 2." in found["description"] and "two at most, 3 if" in text
+        found["description"] = whole["description"]
+        found["parameters"]["properties"]["end"]["description"] = "the end of it"
+        assert found == whole
+    words = "it's \"find\" get. use_it buy-now big2 'list' \\nshow function(x) name:"
+    assert all(reword(words[4:], seed) == words[4:] for seed in range(30))
+
+
+def test_files_that_cannot_be_written_are_named_and_the_old_one_stays(tmp_path):
+    path = tmp_path / "summary.json"
+    write_json(path, {"a": 1})
+    (tmp_path / ".summary.json.new").mkdir()
+    with pytest.raises(DataError, match=r"summary\.json cannot be written: .*; once it can, the same command goes on"):
+        write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    with pytest.raises(DataError, match=r"cannot be written"):
+        RowFile(tmp_path)  # a folder
+    with pytest.raises(DataError, match=r"full cannot be written"):
+        RowFile(Path("/dev/full")).append([{"id": "a"}])
+    with pytest.raises(DataError, match=r"cannot be written"):
+        write_json(path / "below.json", {})
+
+
+def test_gates_without_a_number_are_null(model, tokenizer, read):
+    with torch.no_grad():
+        model.routers.weight.fill_(float("nan"))
+    (row,) = measure(model, list(read(builtin_steps(1, seed=8)).samples(set())), StepCollator(tokenizer.pad_token_id))
+    assert row["gate_probs"] == [None if block in model.routable else 1.0 for block in range(BLOCKS)]
+    json.dumps(row, allow_nan=False)
 
 
 def stabilities(model, tokenizer, samples):

@@ -66,10 +66,10 @@ def test_what_is_only_length_is_matched_away(make_samples, provenance):
         summary = summarize(make_samples(15.0, "length", seed), provenance, seed=seed)
         pooled, matched = summary["differential"]["pooled"], summary["differential"]["length_matched"]
         assert pooled["mean"] > 6 and excludes_zero(pooled) and pooled["p_value"] < 0.01
-        assert abs(matched["mean"]) < 4 and matched["p_value"] > 0.01
-        missed += excludes_zero(matched)
+        assert abs(matched["mean"]) < 4
+        missed += excludes_zero(matched) + (matched["p_value"] < 0.05)
         assert abs(summary["dependence"]["partial_correlation"]["r"]) < 0.15
-    assert missed <= 1
+    assert missed <= 2
 
 
 def test_figures_are_those_of_the_rows(make_samples, provenance):
@@ -108,10 +108,13 @@ def test_figures_are_those_of_the_rows(make_samples, provenance):
 
 def test_sources_are_told_apart(make_samples, provenance):
     rows = make_samples()
-    talk = [skip(row) for row in only(rows, "tool_call") if row["source"] == "talk"]
-    rest = [skip(row) for row in only(rows, "planning") if row["source"] == "talk"]
+    each = []
+    for group in sorted({row["group"] for row in rows if row["source"] == "talk"}):
+        own = [row for row in rows if row["group"] == group]
+        calls, plans = ([skip(row) for row in only(own, kind)] for kind in ("tool_call", "planning"))
+        each.append(np.mean(calls) - np.mean(plans))  # two of each: of equal weight
     summary = summarize(rows, provenance)["differential"]
-    assert summary["paired"]["mean"] == pytest.approx(np.mean(talk) - np.mean(rest))
+    assert summary["paired"]["mean"] == pytest.approx(np.mean(each))
     assert summary["paired"]["sources"] == ["talk"] and summary["pooled"]["sources"] == ["calls", "plans", "talk"]
     assert list(summary["by_source"]) == ["talk", "calls", "plans"]
     assert summary["by_source"]["talk"] == {
@@ -203,7 +206,7 @@ def test_types_that_never_share_a_source_have_no_p_value(make_samples, provenanc
     assert summary["pooled"]["ci95"] is not None and summary["pooled"]["p_value"] is None
     assert "no source holds both step types" in summary["pooled"]["reason"]
     assert summary["paired"]["mean"] is None and summary["paired"]["groups"] == 0
-    assert summary["paired"]["reason"].startswith("no source has a group with both")
+    assert summary["paired"]["reason"].startswith("no group holds both")
 
 
 def test_equal_routes_are_said(make_samples, provenance):
@@ -245,7 +248,7 @@ def test_duplicates_and_training_data_are_said(make_samples, provenance):
     provenance["training"]["overlap"] = ["fireact.train"]
     first, second = summarize(make_samples(groups=20), provenance)["warnings"]
     assert first.startswith("THE ADAPTER WAS TRAINED ON THIS DATA (fireact.train)")
-    assert second == "2 rows repeat the id of another row."
+    assert second == "2 rows repeat the id of another row and are left out."
 
 
 def test_rows_that_cannot_be_read(make_samples, provenance):
@@ -269,3 +272,42 @@ def test_torch_is_not_needed():
     code = f"import sys; {imports}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def planted(rows, rates):
+    """The rows with routes that skip `rates(row)` of 20 blocks."""
+    return [{**row, "route": "0" * rates(row) + "1" * (20 - rates(row))} for row in rows]
+
+
+def test_unlike_mixes_of_two_sources_are_no_effect(make_samples, provenance):
+    """In both sources tool calls skip less; one has many of them and skips much, the other few and little."""
+    rows = []
+    for row in make_samples(groups=80):
+        number = int(row["group"].split("-")[1])
+        if row["source"] == "talk" and row["step_type"] != "answer":
+            much = number % 2 == 0
+            kept = row["step_type"] == ("tool_call" if much else "planning") or row["id"].endswith(("0", "1", "2", "3"))
+            rows += [{**row, "source": f"talk-{much}"}] * kept
+    rows = planted(
+        rows, lambda row: (12 if row["source"] == "talk-True" else 4) - 2 * (row["step_type"] == "tool_call")
+    )
+    found = summarize(rows, provenance)["differential"]
+    assert found["pooled"]["mean"] > 0 and found["pooled"]["p_value"] == 1
+    assert found["paired"]["mean"] == pytest.approx(-10) and found["paired"]["ci95"][1] < 0
+    assert found["paired_length_matched"]["mean"] == pytest.approx(-10)
+
+
+def test_one_mixed_conversation_does_not_pair_a_source(make_samples, provenance):
+    rows = [row for row in make_samples(groups=60) if row["source"] != "talk"]
+    pair = [row for row in make_samples() if row["group"] == "talk-0" and row["step_type"] != "answer"]
+    rows = [{**row, "source": "one"} for row in (*rows, *pair)]
+    rows = planted(rows, lambda row: 4 if row["group"] == "talk-0" else 4 + 6 * (row["step_type"] == "tool_call"))
+    found = summarize(rows, provenance)["differential"]
+    assert found["paired"]["mean"] == 0 and found["paired"]["groups"] == 1 and found["paired"]["ci95"] is None
+    assert found["pooled"]["mean"] > 20 and found["by_source"]["one"]["paired"]
+
+
+def test_sources_of_one_conversation_have_wide_intervals(make_samples, provenance):
+    rows = [{**row, "source": row["group"]} for row in make_samples(groups=12) if row["group"].startswith("talk")]
+    low, high = summarize(rows, provenance)["differential"]["paired"]["ci95"]
+    assert high - low > 3

@@ -30,7 +30,7 @@ def draw_rows(kind: str = "planted", seed: int = 0, groups: int = 40, paired: bo
 
     `planted`: tool calls skip 20 points of blocks more. `none`: no difference. `length`: shorter prompts skip more,
     and tool calls have shorter ones. `reversed`: planning skips more. `static`: one route. Without `paired` no group
-    holds two step types.
+    holds two step types, though a source does.
     """
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
@@ -39,7 +39,7 @@ def draw_rows(kind: str = "planted", seed: int = 0, groups: int = 40, paired: bo
         if paired:
             source, types = ("fireact", "toolbench-conversations")[number % 2], MIXED
         else:
-            source, types = (("hermes", ["tool_call"] * 3), ("gsm8k", ["planning"] * 3))[number % 2]
+            source, types = ("hermes", "glaive")[number // 2 % 2], (["tool_call"] * 3, ["planning"] * 3)[number % 2]
         for step_type in types:
             is_call = step_type == "tool_call"
             tokens = int(np.exp(rng.normal(5.7, 0.4)) * (0.55 if kind == "length" and is_call else 1)) + 20

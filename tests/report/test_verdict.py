@@ -38,7 +38,7 @@ def test_a_planted_effect_is_a_yes(make_summary, paired):
 @pytest.mark.parametrize("paired", [True, False])
 def test_without_an_effect_there_is_no_yes(make_summary, paired):
     statuses = [routing(make_summary("none", seed, paired=paired)).status for seed in SEEDS]
-    assert "yes" not in statuses and statuses.count("no") >= len(SEEDS) - 1
+    assert statuses.count("no") >= len(SEEDS) - 1  # one in twenty is chance
 
 
 def test_what_is_only_length_is_said_to_be_length(make_summary):
@@ -46,6 +46,14 @@ def test_what_is_only_length_is_said_to_be_length(make_summary):
     found = [routing(make_summary("length", seed, paired=False)) for seed in SEEDS]
     assert {finding.status for finding in found} == {"no"}
     assert sum("prompt length" in finding.answer for finding in found) >= len(SEEDS) - 1
+
+
+def test_types_from_unlike_sources_are_no_proof(make_summary):
+    """All calls from one source, all plans from another, at equal lengths: the publication's own data."""
+    summary = make_summary("planted", paired=False)
+    summary["differential"]["length_matched"] |= {"p_value": None, "reason": "no source holds both step types"}
+    found = routing(summary)
+    assert found.status == "unclear" and "difference between sources" in found.sentence
 
 
 def test_pairs_that_differ_in_length_are_no_proof(make_summary):
@@ -135,15 +143,13 @@ def test_no_losses_are_unclear(make_summary):
     assert by_key(findings(summary))["keeps_prediction"].status == "unclear"
 
 
-def graded(routed, lora_only, p, static=0.5, p_static=0.001):
+def graded(routed, lora_only, p, static=0.5, p_static=0.001, n=100):
     arms = {"lora_only": lora_only, "routed": routed, "static": static}
     tests = {"routed_vs_lora_only": p, "routed_vs_static": p_static}
     return {
-        "n": 100,
-        "arms": {arm: {"accuracy": share, "ci95": [0.1, 0.9], "n": 100} for arm, share in arms.items()},
-        "tests": {
-            name: {"p_value": value, "only_first": 1, "only_second": 2, "n": 100} for name, value in tests.items()
-        },
+        "n": n,
+        "arms": {arm: {"accuracy": share, "ci95": [0.1, 0.9], "n": n} for arm, share in arms.items()},
+        "tests": {name: {"p_value": value, "only_first": 1, "only_second": 2, "n": n} for name, value in tests.items()},
     }
 
 
@@ -158,6 +164,18 @@ def test_answers_are_judged_by_their_paired_test(make_summary, routed, lora_only
         "keeps_answers_gsm8k"
     ]
     assert found.status == status and "GSM8K" in found.question and f"{100 * routed:.1f}%" in found.answer
+
+
+@pytest.mark.parametrize(
+    "routed, lora_only, p, n, status, doubt",
+    [(0.0, 0.0, 1.0, 100, "unclear", "nothing to lose"), (0.2, 0.0, 0.01, 100, "unclear", "nothing to lose"),
+     (0.8, 0.8, 1.0, 29, "unclear", "too few to tell"), (0.9, 0.5, 0.01, 29, "unclear", "too few to tell"),
+     (0.8, 0.8, 1.0, 30, "yes", ""), (0.2, 0.9, 0.01, 29, "no", "")],
+)  # fmt: skip
+def test_nothing_right_or_few_steps_prove_nothing_kept(make_summary, routed, lora_only, p, n, status, doubt):
+    summary = make_summary() | {"quality": {"tool_call": graded(routed, lora_only, p, n=n)}}
+    found = by_key(findings(summary))["keeps_answers_tool_call"]
+    assert found.status == status and found.answer.endswith(doubt or "without routing")
 
 
 @pytest.mark.parametrize("static, p, status", [(0.5, 0.001, "yes"), (0.9, 0.001, "no"), (0.79, 0.6, "unclear")])

@@ -18,7 +18,7 @@ import click
 
 import layerroute
 from layerroute.config import nearest
-from layerroute.errors import LayerRouteError, TrainingInterrupted
+from layerroute.errors import Interrupted, LayerRouteError
 
 __all__ = ["main", "print_result"]
 
@@ -67,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except LayerRouteError as error:
-        _fail(str(error), 130 if isinstance(error, TrainingInterrupted) else 2)
+        _fail(str(error), 130 if isinstance(error, Interrupted) else 2)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output has gone

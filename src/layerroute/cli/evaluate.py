@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from layerroute.cli.app import print_result
+from layerroute.errors import Interrupted
 
 __all__ = ["evaluate"]
 
@@ -70,15 +71,18 @@ def evaluate(
 
     transformers_logging.disable_progress_bar()
     settings = EvaluationSettings(data=(*first_data, *more_data), **options)
-    summary = run(
-        adapter,
-        settings,
-        output,
-        backbone=backbone,
-        device=pick_device(device),
-        progress=sys.stderr.isatty(),
-        command=_command(adapter, output, backbone, settings),
-    )
+    try:
+        summary = run(
+            adapter,
+            settings,
+            output,
+            backbone=backbone,
+            device=pick_device(device),
+            progress=sys.stderr.isatty(),
+            command=_command(adapter, output, backbone, settings),
+        )
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; run the same command again to go on from there") from None
     print_result(summary, as_json, "\n".join([*_text(summary), f"evaluation: {output}"]))
 
 
@@ -108,7 +112,9 @@ def _text(summary: Mapping[str, Any]) -> list[str]:
     for name, rate in summary["skip_rate"].items():
         if rate["n"]:
             share = summary["flops"][name]["total_share"]
-            losses = " / ".join(f"{summary['perplexity'][arm][name]:.3f}" for arm in ("base", "lora_only", "routed"))
+            losses = " / ".join(
+                _perplexity(summary["perplexity"][arm][name]) for arm in ("base", "lora_only", "routed")
+            )
             lines.append(
                 f"{name:<10} {rate['n']:>6} steps  skip rate {rate['mean']:5.1f} {_interval(rate['ci95'])}  "
                 f"FLOPs {100 * share:.1f}% of the backbone's  perplexity base / LoRA / routed {losses}"
@@ -124,6 +130,10 @@ def _text(summary: Mapping[str, Any]) -> list[str]:
         graded = ", ".join(f"{arm} {100 * part['accuracy']:.1f}%" for arm, part in quality["arms"].items())
         lines.append(f"graded {task} ({quality['n']} steps): {graded}")
     return lines
+
+
+def _perplexity(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _interval(bounds: list[float] | None) -> str:

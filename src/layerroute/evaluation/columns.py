@@ -85,7 +85,7 @@ class Columns:
             stability = row["stability"] or {"flips": np.nan, "same_route": np.nan}
             floats.extend([stability["flips"], stability["same_route"]])
             routes.extend(row["route"].encode())
-            probs.extend(row["gate_probs"])
+            probs.extend(map(_number, row["gate_probs"]))
             blocks = len(row["route"])
             if not len(probs) == len(routes) == (number + 1) * blocks:
                 raise DataError(
@@ -124,6 +124,14 @@ class Columns:
     def compared(self) -> Array:
         """bool `[n]`: rows of the two step types that a differential compares."""
         return np.isin(self.kind, list(_COMPARED.values()))
+
+    @property
+    def mixed(self) -> Array:
+        """bool `[n]`: rows of groups that hold both of the compared step types."""
+        groups = self.group
+        tool_call = np.unique(groups[self.compared & self.tool_call])
+        planning = np.unique(groups[self.compared & ~self.tool_call])
+        return np.isin(groups, np.intersect1d(tool_call, planning))
 
     @property
     def has_loss(self) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from layerroute.evaluation import stats
 from layerroute.evaluation.columns import Columns
-from layerroute.evaluation.counts import mutual_information
+from layerroute.evaluation.counts import information_p_value, mutual_information
 from layerroute.evaluation.stats import MIN_GROUPS
 
 __all__ = ["dependence"]
@@ -48,18 +48,29 @@ def _flip_rate(columns: Columns, routers: Mapping[str, Any]) -> dict[str, float 
 
 
 def _mutual_information(columns: Columns, seed: int) -> dict[str, Any]:
-    """Of the route with each labelling, over all rows; lengths are taken as quarters of the prompts."""
+    """Of the route with each labelling, over all rows; lengths are taken as quarters of the prompts.
+
+    The step type alone gets a p-value: a conversation's rows share their source, and nearly their length.
+    """
     _, routes = np.unique(np.packbits(columns.routes, axis=1), axis=0, return_inverse=True)
+    routes = routes.ravel()
     quarters = np.searchsorted(np.quantile(columns.prompt_tokens, [0.25, 0.5, 0.75]), columns.prompt_tokens)
-    groups = columns.group_count(np.full(len(columns), True))
     section: dict[str, Any] = {}
     for name, labels in {"step_type": columns.kind, "source": columns.source, "length": quarters}.items():
-        found = mutual_information(routes.ravel(), labels, seed=seed)
-        section[name] = {"bits": found.bits, "corrected_bits": found.corrected_bits, "p_value": found.p_value}
+        found = mutual_information(routes, labels, seed=seed)
+        section[name] = {"bits": found.bits, "corrected_bits": found.corrected_bits, "p_value": None}
         if routes.max() + 1 == len(routes):  # permuting changes nothing
-            section[name] |= {"corrected_bits": None, "p_value": None, "reason": "every row has a route of its own"}
-        elif groups < MIN_GROUPS:
-            section[name] |= {"p_value": None, "reason": f"{groups} groups; p-values need {MIN_GROUPS}"}
+            section[name] |= {"corrected_bits": None, "reason": "every row has a route of its own"}
+        elif name != "step_type":
+            section[name]["reason"] = "rows of a conversation share it, so that they cannot be permuted"
+    groups = columns.group_count(np.full(len(columns), True))
+    if groups < MIN_GROUPS:
+        section["step_type"].setdefault("reason", f"{groups} groups; p-values need {MIN_GROUPS}")
+    elif "reason" not in section["step_type"]:
+        p_value = information_p_value(routes, columns.kind, columns.group, columns.source, seed=seed)
+        section["step_type"]["p_value"] = p_value
+        if p_value is None:
+            section["step_type"]["reason"] = "no source holds several step types"
     return section
 
 

@@ -2,16 +2,21 @@
 
 Two tasks are found in the data: `tool_call`, any step whose target is calls under a list of tools, graded as the
 Berkeley Function Calling Leaderboard does; `gsm8k`, any step whose target ends in `#### NUMBER`, graded by that number.
-Greedy, at the same prompts under four arms: the untouched backbone, LoRA alone, routed, and one static route at the
-routed rate.
+Greedy, at the same prompts under four arms: the untouched backbone, LoRA alone, routed, and static: one set of blocks
+left out for each step type, chosen greedily by that type's loss, as many as the routed model skipped on that type.
+
+A step that goes on from a thought of its own turn is left out where the model decides again at boundaries: asked with
+the thought in the prompt, it would decide once, with the thought read, and not as in the turn that was measured.
 """
 
 from __future__ import annotations
 
 import hashlib
 import heapq
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,9 +25,10 @@ from tqdm import tqdm
 
 from layerroute.data.render import encode_prompt
 from layerroute.data.steps import Step
+from layerroute.errors import DataError
 from layerroute.evaluation.baselines import Baselines
 from layerroute.evaluation.calls import parse_calls, schema_valid
-from layerroute.evaluation.grading import accepted_from_gold, grade_calls, grade_number
+from layerroute.evaluation.grading import Accepted, accepted_from_gold, grade_calls, grade_number
 from layerroute.evaluation.measure import as_row, skip_points
 from layerroute.evaluation.reading import StepReader
 from layerroute.evaluation.samples import RowFile
@@ -30,24 +36,55 @@ from layerroute.model.routed import RoutedModel
 from layerroute.runtime.complete import Completion, complete
 from layerroute.runtime.cost import backbone_flops, executed_flops, lora_flops
 
-__all__ = ["ARMS", "choose_steps", "fill", "grade", "task_of"]
+__all__ = ["ARMS", "Choice", "choose_steps", "fill", "grade", "task_of"]
 
 ARMS = ("base", "lora_only", "routed", "static")
+
+_NUMBER_AT_END = re.compile(r"####[ \t]*(?:-?\$?|\$-)[0-9][0-9,]*\.?[0-9]*\s*$")
+"""How a gold answer of GSM8K ends; a Markdown heading of that depth is none."""
 
 
 def task_of(step: Step) -> str | None:
     """Which task grades this step, if any."""
     if step.step_type == "tool_call":
         return "tool_call" if step.tools else None
-    return "gsm8k" if "####" in step.target["content"] else None
+    return "gsm8k" if _gold_number(step) else None
 
 
-def choose_steps(steps: Iterable[Step], count: int, seed: int) -> list[Step]:
-    """Draw at most `count` steps of each task: always the same ones for a seed, whatever their order."""
+def _gold_number(step: Step) -> str | None:
+    """The end of a gold answer, `#### NUMBER`, if that is how the target ends."""
+    found = _NUMBER_AT_END.search(step.target["content"] or "")
+    return found.group() if found else None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The steps that are generated."""
+
+    steps: list[Step]
+    unfinished_turns: int
+    """Steps with a task that were left out: they go on from a thought of their own turn."""
+
+
+def choose_steps(steps: Iterable[Step], count: int, seed: int, *, whole_turns: bool) -> Choice:
+    """Draw at most `count` steps of each task: always the same ones for a seed, whatever their order.
+
+    Args:
+        steps: of an id that is repeated, the first step counts, as where steps are measured.
+        count: steps of each task, at most.
+        seed: of the draw.
+        whole_turns: leave out steps whose last message is a thought of the same turn (see the module's docstring).
+    """
     drawn: dict[str, list[tuple[bytes, str, Step]]] = {}
+    seen: set[str] = set()  # with no id twice, no two items are equal before their steps, which have no order
+    unfinished = 0
     for step in steps:
-        task = task_of(step)
+        task = None if step.id in seen else task_of(step)
+        seen.add(step.id)
         if task is None:
+            continue
+        if whole_turns and step.messages[-1].get("partial"):
+            unfinished += 1
             continue
         heap = drawn.setdefault(task, [])
         rank = hashlib.blake2b(f"{seed}:{step.id}".encode(), digest_size=8).digest()
@@ -56,7 +93,7 @@ def choose_steps(steps: Iterable[Step], count: int, seed: int) -> list[Step]:
             heapq.heappush(heap, item)
         elif item[:2] > heap[0][:2]:
             heapq.heapreplace(heap, item)
-    return [step for task in sorted(drawn) for _, _, step in sorted(drawn[task], key=lambda item: item[:2])]
+    return Choice([step for task in sorted(drawn) for _, _, step in sorted(drawn[task])], unfinished)
 
 
 def fill(
@@ -67,7 +104,7 @@ def fill(
     file: RowFile,
     *,
     max_new_tokens: int,
-) -> None:
+) -> int:
     """Generate and grade each step under each arm that the file lacks.
 
     LoRA is merged for the while: the texts are those that `layerroute generate` gives.
@@ -76,19 +113,34 @@ def fill(
         model: in evaluation mode.
         reader: whose tokenizer and progress bar are used.
         steps: as `choose_steps` gives them.
-        chosen: has the static arm's route.
+        chosen: has the static arm's routes.
         file: generations.jsonl.
         max_new_tokens: tokens of an answer at most.
+
+    Returns:
+        How many steps were left out because their prompt does not fit.
+
+    Raises:
+        DataError: accepted values of one of the steps are malformed, or the file cannot be written.
     """
+    for step in steps:
+        if task_of(step) == "tool_call":
+            _expected(step)  # before hours of generating rather than after
     done = file.keys("id", "arm")
+    too_long = 0
     model.merge_adapter()
     try:
         for step in tqdm(steps, desc="generating", unit="step", disable=not reader.progress):
             missing = [arm for arm in ARMS if (step.id, arm) not in done]
-            if missing and _fits(model, reader, step, max_new_tokens):
+            if not missing:
+                continue
+            if _fits(model, reader, step, max_new_tokens):
                 file.append(_rows(model, reader, step, chosen, missing, max_new_tokens))
+            else:
+                too_long += 1
     finally:
         model.unmerge_adapter()
+    return too_long
 
 
 def _fits(model: RoutedModel, reader: StepReader, step: Step, max_new_tokens: int) -> bool:
@@ -110,7 +162,7 @@ def _rows(
         elif arm == "lora_only":
             within = model.disable_routing()
         elif arm == "static":
-            forced = {"routes": chosen.route("static_greedy", step.id).to(model.device)}
+            forced = {"routes": chosen.route("oracle", step.id, step.step_type).to(model.device)}
         with within, torch.no_grad():
             answer = complete(
                 model,
@@ -150,13 +202,38 @@ def grade(step: Step, text: str) -> dict[str, Any]:
 
     A step may bring accepted values of its own in `meta["accepted"]`, in the leaderboard's form
     `[{NAME: {PARAMETER: [VALUE, ...]}}, ...]`; otherwise its own calls are the only right ones.
+
+    Raises:
+        DataError: accepted values in another form.
     """
-    if task_of(step) == "gsm8k":
-        grade = grade_number(text, step.target["content"])
+    if number := _gold_number(step):
+        grade = grade_number(text, number)
         return {"correct": grade.correct, "valid_json": None, "schema_valid": None, "error": grade.error}
     tools = step.tools or []
     calls, is_json = parse_calls(text)
-    expected = step.meta.get("accepted") or accepted_from_gold(step.target["tool_calls"], tools)
-    grade = grade_calls(calls, expected, tools)
+    grade = grade_calls(calls, _expected(step), tools)
     fits = bool(calls) and all(schema_valid(call, tools) for call in calls)
     return {"correct": grade.correct, "valid_json": is_json, "schema_valid": fits, "error": grade.error}
+
+
+def _expected(step: Step) -> list[Accepted]:
+    """What the calls of a tool_call step are graded against."""
+    accepted = step.meta.get("accepted")
+    if accepted is None:
+        return accepted_from_gold(step.target["tool_calls"], step.tools or [])
+    if isinstance(accepted, list) and accepted and all(map(_is_answer, accepted)):
+        return accepted
+    raise DataError(
+        f"step {step.id!r} of {step.source!r}: meta.accepted is {accepted!r:.80}; give a list with one "
+        "{NAME: {PARAMETER: [VALUE, ...]}} for each call, or leave it out to grade by the step's own calls"
+    )
+
+
+def _is_answer(answer: Any) -> bool:
+    """Whether this is one expected call: a name, and a list of values for each parameter."""
+    return (
+        isinstance(answer, dict)
+        and len(answer) == 1
+        and all(isinstance(given, dict) for given in answer.values())
+        and all(isinstance(values, list) for given in answer.values() for values in given.values())
+    )

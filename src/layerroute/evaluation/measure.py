@@ -126,7 +126,7 @@ def _record(model: RoutedModel, sample: Sample, row: int, arms: Mapping[str, Sco
         "cut": sample.cut,
         "route": bits(routes[-1]),
         "skip_rate": skip_points(routes[-1]),
-        "gate_probs": [round(value, 6) for value in routed.gate_probs[row, len(starts) - 1].tolist()],
+        "gate_probs": [finite(round(value, 6)) for value in routed.gate_probs[row, len(starts) - 1].tolist()],
         "segments": [{"start": at, "route": bits(route)} for at, route in zip(starts, routes, strict=True)],
         "nll": {name: finite(float(scores.nll[row])) for name, scores in arms.items()},
         "accuracy": {name: float(scores.accuracy[row]) for name, scores in arms.items()},

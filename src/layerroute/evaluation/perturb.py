@@ -1,8 +1,9 @@
 """Does a route hang on wording that the routers should not care about?
 
-What stands before the routers' window is reworded as a paraphrase would (contractions, everyday synonyms, courtesies,
-number words), the window itself is kept token for token, and the route is decided again. Paraphrase-like, not a
+What stands before the routers' window is reworded as a paraphrase would (contractions, everyday synonyms,
+courtesies), the window itself is kept token for token, and the route is decided again. Paraphrase-like, not a
 paraphrase: a small table of English phrases, so that no second model is needed and the change is the same everywhere.
+Only words that stand free are changed, so that keys, types, figures and names of one word stay, in JSON or in code.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ _PAIRS = (
     ("how many", "what number of"), ("each", "every"), ("about", "regarding"), ("also", "in addition"),
     ("answer", "reply"), ("big", "large"), ("buy", "purchase"), ("start", "begin"), ("end", "finish"),
     ("total", "overall"), ("current", "present"), ("function", "routine"), ("list", "listing"), ("name", "title"),
-    ("two", "2"), ("three", "3"), ("four", "4"), ("five", "5"), ("ten", "10"), ("please", "kindly"),
+    ("please", "kindly"),
 )  # fmt: skip
 _OTHER = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
-_PHRASE = re.compile(r"\b(" + "|".join(sorted(map(re.escape, _OTHER), key=len, reverse=True)) + r")\b", re.IGNORECASE)
+_WORDS = "|".join(sorted(map(re.escape, _OTHER), key=len, reverse=True))
+# between white space or a sentence's commas and brackets: beside quotes, backslashes, dots, underscores, hyphens or
+# digits stand names of tools and parameters, and escapes
+_PHRASE = re.compile(rf"(?<![^\s(])({_WORDS})(?![^\s,;?!)])", re.IGNORECASE)
 _SHARE = 0.5
 """Of the phrases found, so many are changed."""
 

@@ -17,16 +17,20 @@ import transformers
 
 import layerroute
 from layerroute.data.load import StepStream
+from layerroute.data.sources import CONVERTERS
 from layerroute.errors import DataError
 from layerroute.evaluation.measure import bits
+from layerroute.evaluation.samples import write_json
 from layerroute.model.adapter import read_config
 from layerroute.model.routed import RoutedModel
 from layerroute.runtime.machine import machine_facts
 
-__all__ = ["describe", "resumed"]
+__all__ = ["describe", "resumed", "trained_on"]
 
-_SAME = ("adapter", "backbone", "data", "calibration_data", "seed", "settings")
+_SAME = ("adapter", "backbone", "data", "calibration_data", "seed", "settings", "versions")
 """What must be equal for an evaluation to go on, where both have it: calibration data comes with baselines."""
+_THEN = " && "
+"""Between the commands of an evaluation that was added to."""
 
 
 def describe(
@@ -51,8 +55,8 @@ def describe(
         command: how to make them again.
     """
     config = read_config(folder)
-    trained_on = config["data"].get("sources", {})
-    seen = set(trained_on.values())
+    sources = config["data"].get("sources", {})
+    training_seed = config["recipe"].get("training", {}).get("seed")
     routers = model.routers
     alone = torch.ones(routers.blocks, dtype=torch.bool)
     alone[routers.routable] = (torch.sigmoid(routers.bias.detach().float()) > routers.config.threshold).cpu()
@@ -82,21 +86,46 @@ def describe(
             "initial_probs": [round(value, 6) for value in initial.tolist()],
         },
         "training": {
-            "data": trained_on,
-            "overlap": sorted(spec for spec, digest in data.digests.items() if digest in seen),
+            "data": sources,
+            "overlap": trained_on(data.digests, seed, sources, training_seed),
             "recipe": config["recipe"],
         },
     }
+
+
+def trained_on(data: Mapping[str, str], seed: int, sources: Mapping[str, str], training_seed: int | None) -> list[str]:
+    """The evaluated specs that an adapter was trained on, or most likely was.
+
+    That is data of the same digest; and, as a part, a longer version or a repacked file has another digest: a file of
+    the same name, whatever its folder and with or without `.gz`, a hub dataset of the same name, and `builtin` by the
+    same seed, whatever its count.
+
+    Args:
+        data: spec to digest of what is evaluated.
+        seed: that it was opened with.
+        sources: spec to digest of what the adapter was trained on.
+        training_seed: that this was opened with; None where the adapter does not say.
+    """
+    digests, names = set(sources.values()), {_name(spec, training_seed) for spec in sources}
+    return sorted(spec for spec, digest in data.items() if digest in digests or _name(spec, seed) in names)
+
+
+def _name(spec: str, seed: int | None) -> str:
+    """What stays the same about a source when its size or its place changes."""
+    form, _, rest = spec.partition(":")
+    if form == "builtin":
+        return f"builtin, seed {seed}"
+    return Path(rest if rest and form in CONVERTERS else spec).name.removesuffix(".gz")
 
 
 def resumed(path: Path, provenance: dict[str, Any]) -> dict[str, Any]:
     """Write provenance.json, or read what an earlier run of the same evaluation wrote there.
 
     Raises:
-        DataError: another evaluation lies there, or the file cannot be read.
+        DataError: another evaluation lies there, or the file cannot be read or written.
     """
     if not path.exists():
-        path.write_text(json.dumps(provenance, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, provenance)
         return provenance
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -105,11 +134,21 @@ def resumed(path: Path, provenance: dict[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error!r}; give another --output") from None
     if differing:
-        name = differing[0]
-        raise DataError(
-            f"{path.parent} holds another evaluation: its {name} is {json.dumps(found[name])[:200]}, not "
-            f"{json.dumps(provenance[name])[:200]}; give another --output"
-        )
-    if found["calibration_data"] is None:  # baselines are added to what was measured without
-        found |= {name: provenance[name] for name in ("calibration_data", "command")}
+        raise DataError(f"{path.parent} holds another evaluation: {_unlike(differing[0], found, provenance)}")
+    if provenance["calibration_data"] is not None:  # baselines or generations are added to what was measured before
+        found["calibration_data"] = provenance["calibration_data"]
+        if provenance["command"] not in (before := found["command"].split(_THEN)):
+            found["command"] = _THEN.join([*before, provenance["command"]])
     return found
+
+
+def _unlike(name: str, found: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    if name != "versions":
+        values = (json.dumps(part[name])[:200] for part in (found, provenance))
+        return f"its {name} is {', not '.join(values)}; give another --output"
+    then, now = found[name], provenance[name]
+    changed = [part for part in now if then.get(part) != now[part]]
+    return (
+        f"its versions are {', '.join(f'{part} {then.get(part)}' for part in changed)}, not "
+        f"{', '.join(f'{part} {now[part]}' for part in changed)}; give another --output, or use those versions"
+    )

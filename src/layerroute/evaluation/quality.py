@@ -1,7 +1,7 @@
 """The `quality` section of summary.json: how often each arm's free-running generations are right.
 
-Shares come with Wilson intervals; arms are compared by McNemar's exact test on the steps that both hold. Never
-imports torch.
+Shares come with Wilson intervals; arms are compared by McNemar's exact test on the steps that both hold. Both take
+steps for independent, which those of one conversation are not. Never imports torch.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from layerroute.evaluation.measure import measure
 from layerroute.evaluation.perturb import measure_stability
 from layerroute.evaluation.provenance import describe, resumed
 from layerroute.evaluation.reading import StepReader
-from layerroute.evaluation.samples import RowFile, read_rows
+from layerroute.evaluation.samples import RowFile, read_rows, write_json
 from layerroute.evaluation.summary import summarize
 from layerroute.model.adapter import find_adapter, load, read_config
 from layerroute.model.backbone import load_backbone
@@ -113,13 +113,15 @@ def evaluate(
         The content of summary.json.
 
     Raises:
-        AdapterError, BackboneError, DataError: something cannot be loaded, or the output holds another evaluation.
+        AdapterError, BackboneError, DataError: something cannot be loaded, or the output holds another evaluation or
+            cannot be written.
         ConfigError: a setting that cannot be served here.
     """
     folder = find_adapter(adapter)
     source = backbone or read_config(folder)["backbone"]["name"]
     steps = open_steps(settings.data, settings.seed, settings.limit)
-    held = open_steps(settings.calibration, settings.seed, _CALIBRATION_ROWS) if settings.calibration else None
+    # by another seed, so that `builtin` gives other conversations than those that are evaluated
+    held = open_steps(settings.calibration, settings.seed + 1, _CALIBRATION_ROWS) if settings.calibration else None
     plain, tokenizer = load_backbone(source, device=device)
     settings.check(getattr(plain.config.get_text_config(), "max_position_embeddings", None))
     model = RoutedModel(*load(folder, plain, is_trainable=False)).eval().requires_grad_(False)
@@ -131,25 +133,32 @@ def evaluate(
     boundaries = boundary_tokens(tokenizer, model.router_config.boundaries)
     collator = StepCollator(_padding(tokenizer))
     reader = StepReader(steps, tokenizer, settings.max_length, boundaries, progress)
-    _measure(model, reader, collator, RowFile(target / "samples.jsonl"), settings.seed)
+    measured = RowFile(target / "samples.jsonl")
+    _measure(model, reader, collator, measured, settings.seed)
     provenance["rows"] = vars(reader.counts)
-    _write(target / "provenance.json", provenance)
+    write_json(target / "provenance.json", provenance)
     if held is not None:
         calibration = StepReader(held, tokenizer, settings.max_length, boundaries).samples(set())
         rates = baselines.reached_rates(read_rows(target / "samples.jsonl"))
         chosen = baselines.choose(model, list(calibration), collator, rates, settings.seed)
-        _write(target / "provenance.json", {**provenance, "baselines": chosen.summary()})
+        shared = {(step.id,) for step in held} & measured.keys("id")
+        provenance |= {"calibration_shared": len(shared), "baselines": chosen.summary()}
         if settings.baselines:
             _compare(model, reader, collator, RowFile(target / "baselines.jsonl"), chosen)
         if settings.generate:
-            wanted = generations.choose_steps(steps, settings.generate, settings.seed)
-            file = RowFile(target / "generations.jsonl")
-            generations.fill(model, reader, wanted, chosen, file, max_new_tokens=settings.max_new_tokens)
+            provenance["generations"] = _generate(
+                model, reader, RowFile(target / "generations.jsonl"), chosen, settings
+            )
+        write_json(target / "provenance.json", provenance)
     return write_summary(target)
 
 
 def write_summary(folder: Path) -> dict[str, Any]:
-    """Make summary.json of the files of an evaluation, and return its content."""
+    """Make summary.json of the files of an evaluation, and return its content.
+
+    Raises:
+        DataError: there is no evaluation, or the folder cannot be written.
+    """
     try:
         provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -161,7 +170,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
         generations=read_rows(folder / "generations.jsonl"),
         seed=provenance["seed"],
     )
-    _write(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     return summary
 
 
@@ -186,6 +195,16 @@ def _compare(
         file.append(baselines.measure_baselines(model, samples, collator, chosen))
 
 
+def _generate(
+    model: RoutedModel, reader: StepReader, file: RowFile, chosen: baselines.Baselines, settings: EvaluationSettings
+) -> dict[str, int]:
+    """Fill generations.jsonl, and count what was chosen and what was left out."""
+    whole_turns = bool(model.router_config.boundaries)
+    choice = generations.choose_steps(reader.steps, settings.generate, settings.seed, whole_turns=whole_turns)
+    too_long = generations.fill(model, reader, choice.steps, chosen, file, max_new_tokens=settings.max_new_tokens)
+    return {"chosen": len(choice.steps), "unfinished_turns": choice.unfinished_turns, "too_long": too_long}
+
+
 def _texts(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> dict[str, str]:
     ids = sample.input_ids.tolist()
     prompt, target = ids[: sample.prompt_length], ids[sample.prompt_length :]
@@ -202,10 +221,6 @@ def _folder(output: str | Path) -> Path:
     except OSError as error:
         raise DataError(f"--output {output}: cannot be made: {error}") from None
     return target
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,19 +1,44 @@
-"""JSON-lines files that grow while something is measured, and go on after an interruption.
+"""The files of an evaluation: JSON lines that grow while something is measured, and JSON objects beside them.
 
 Rows are appended in whole batches and flushed; a last line that was cut off (a killed process, a full disk) is removed
-before more is written. Knows nothing of what is in a row but its `id`. Imports no torch.
+before more is written. Knows nothing of what is in a row. Imports no torch.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from layerroute.errors import DataError
 
-__all__ = ["RowFile", "read_rows"]
+__all__ = ["RowFile", "read_rows", "write_json"]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write one object; what stood there stays until the new file is whole.
+
+    Raises:
+        DataError: it cannot be written (a full disk, no permission).
+    """
+    new = path.with_name(f".{path.name}.new")
+    try:
+        try:
+            new.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+            os.replace(new, path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{path} cannot be written: {error.strerror or error}; once it can, the same command goes on from there"
+    )
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -39,12 +64,15 @@ class RowFile:
     """A file of rows to add to.
 
     Raises:
-        DataError: the file holds something else.
+        DataError: the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        _drop_torn_line(path)
+        try:
+            _drop_torn_line(path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
 
     def keys(self, *names: str) -> set[tuple[Any, ...]]:
         """The values of these fields in every row that is there: what has been done already."""
@@ -61,7 +89,7 @@ class RowFile:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
-            raise DataError(f"{self.path} cannot be written: {error}; the same command goes on from there") from error
+            raise _unwritable(self.path, error) from error
 
 
 def _drop_torn_line(path: Path) -> None:

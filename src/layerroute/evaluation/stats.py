@@ -1,4 +1,4 @@
-"""Statistics of rows that come in groups: intervals by resampling groups, p-values by permuting labels.
+"""Statistics of rows that come in groups, with intervals by resampling groups; p-values are `permutation.py`'s.
 
 Rows of one conversation resemble each other, so every interval here draws whole groups, never rows, within each
 stratum (a source). All statistics that are resampled are functions of sums over rows, so that a resample is one
@@ -25,10 +25,9 @@ __all__ = [
     "chunks",
     "difference",
     "difference_interval",
-    "difference_p_value",
+    "difference_of",
     "group_interval",
     "length_bins",
-    "p_value_of",
     "partial_correlation",
     "resampled_sums",
 ]
@@ -37,7 +36,7 @@ MIN_GROUPS = 10
 """Fewest groups that an interval or a p-value is given for."""
 _RESAMPLES = 2000
 _CELLS = 1 << 22  # numbers drawn at once: bounds the memory, whatever the number of rows
-_TIE = 1e-9  # a permutation that equals what was observed up to rounding counts as at least as extreme
+_TIE = 1e-9  # relative to the whole variance: what is left of it is rounding
 
 Array = npt.NDArray[Any]
 Interval = tuple[float, float]
@@ -54,9 +53,10 @@ def resampled_sums(columns: Array, groups: Array, strata: Array, *, seed: int = 
     """Sum columns over bootstrap resamples of the groups, drawn within each stratum.
 
     Args:
-        columns: float `[n, k]`.
+        columns: float `[n, k]`, dense or sparse.
         groups: int `[n]`; a group lies in one stratum.
-        strata: int `[n]`.
+        strata: int `[n]`; those with fewer than `MIN_GROUPS` groups are drawn from together, for alone they would
+            hardly vary.
         seed: the same seed and groups give the same resamples, whatever the columns.
 
     Returns:
@@ -65,7 +65,8 @@ def resampled_sums(columns: Array, groups: Array, strata: Array, *, seed: int = 
     rng = np.random.default_rng(seed)
     _, first, codes = np.unique(groups, return_index=True, return_inverse=True)
     membership = sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-    sums, homes = membership @ np.asarray(columns, dtype=float), strata[first]
+    sums, homes = membership @ columns, _merged(strata[first])
+    sums = sums.toarray() if sparse.issparse(sums) else sums
     total = np.zeros((_RESAMPLES, sums.shape[1]))
     for stratum in np.unique(homes):
         members = sums[homes == stratum]
@@ -78,13 +79,19 @@ def resampled_sums(columns: Array, groups: Array, strata: Array, *, seed: int = 
     return total
 
 
+def _merged(homes: Array) -> Array:
+    """The stratum of every group, small ones taken together."""
+    _, codes, counts = np.unique(homes, return_inverse=True, return_counts=True)
+    return np.where(counts[codes] < MIN_GROUPS, -1, codes)
+
+
 def group_interval(
     columns: Array, statistic: Callable[[Array], Array], groups: Array, strata: Array, *, seed: int = 0
 ) -> Interval | None:
     """95% percentile interval of a statistic of sums, by bootstrap over groups within strata.
 
     Args:
-        columns: float `[n, k]`.
+        columns: float `[n, k]`, dense or sparse.
         statistic: from sums `[..., k]` to figures `[...]`; NaN where a resample has none.
         groups, strata, seed: as for `resampled_sums`.
 
@@ -118,73 +125,33 @@ def difference(values: Array, first: Array, bins: Array | None = None) -> float:
     Returns:
         NaN where no bin holds both kinds.
     """
-    return float(_difference(_two_sided(values, first, bins).sum(0)))
+    codes = np.zeros(len(values), dtype=int) if bins is None else np.unique(bins, return_inverse=True)[1]
+    size = int(codes.max(initial=0)) + 1
+    kinds = (first, ~first)
+    sums = [np.bincount(codes[kind], part[kind], size) for kind in kinds for part in (values, np.ones(len(values)))]
+    return float(difference_of(np.concatenate(sums)))
 
 
 def difference_interval(
     values: Array, first: Array, groups: Array, strata: Array, bins: Array | None = None, *, seed: int = 0
 ) -> Interval | None:
     """95% interval of `difference`, by bootstrap over groups; the weights are those of each resample."""
-    return group_interval(_two_sided(values, first, bins), _difference, groups, strata, seed=seed)
+    return group_interval(_two_sided(values, first, bins), difference_of, groups, strata, seed=seed)
 
 
-def difference_p_value(
-    values: Array, first: Array, strata: Array, bins: Array | None = None, *, seed: int = 0
-) -> float | None:
-    """Permutation p-value of `difference`: which rows are `first` is permuted within strata, 2,000 times.
-
-    Two-sided around the permutations' mean (which is not zero where the strata differ in level and in the share of
-    `first`): `(1 + k) / (1 + 2000)`, k being the permutations at least as far from it. Rows of a stratum count as
-    exchangeable: where every group holds one kind only and its rows resemble each other, p is too small.
-
-    Args:
-        values, first, bins: as for `difference`.
-        strata: int `[n]`; a stratum lies in one bin.
-        seed: of the permutations.
-
-    Returns:
-        None where no stratum holds both kinds.
-    """
-    rng, codes = np.random.default_rng(seed), _bin_codes(values, bins)
-    sums = np.zeros((_RESAMPLES, 4, int(codes.max()) + 1))
-    mixed = False
-    for stratum in np.unique(strata):
-        rows = strata == stratum
-        n, n_first, home = rows.sum(), first[rows].sum(), codes[rows.argmax()]
-        # drawing rows without replacement, equal values at once: the same as shuffling, and skip rates repeat much
-        levels, counts = np.unique(values[rows], return_counts=True)
-        of_first = rng.multivariate_hypergeometric(counts, n_first, size=_RESAMPLES, method="marginals") @ levels
-        sums[:, 0, home] += of_first
-        sums[:, 1, home] += n_first
-        sums[:, 2, home] += levels @ counts - of_first
-        sums[:, 3, home] += n - n_first
-        mixed |= bool(0 < n_first < n)
-    if not mixed:
-        return None
-    permuted = _difference(sums.reshape(_RESAMPLES, -1))
-    mean, observed = permuted.mean(), difference(values, first, bins)
-    return p_value_of(abs(permuted - mean), abs(observed - mean))
+def _two_sided(values: Array, first: Array, bins: Array | None) -> Any:
+    """Sparse `[n, 4 * bins]`: sum and count of the first kind's rows, then of the others', in their bin's column."""
+    n = len(values)
+    codes = np.zeros(n, dtype=int) if bins is None else np.unique(bins, return_inverse=True)[1]
+    size = int(codes.max(initial=0)) + 1
+    side = np.where(first, 0, 2 * size)
+    entries = np.concatenate([np.asarray(values, dtype=float), np.ones(n)])
+    places = np.concatenate([side + codes, side + size + codes])
+    return sparse.csr_array((entries, (np.tile(np.arange(n), 2), places)), shape=(n, 4 * size))
 
 
-def p_value_of(permuted: Array, observed: float) -> float:
-    """`(1 + k) / (1 + B)`, k of the B permuted figures being at least as large as the observed one, up to rounding."""
-    return float((1 + np.sum(permuted >= observed - _TIE)) / (1 + len(permuted)))
-
-
-def _bin_codes(values: Array, bins: Array | None) -> Array:
-    return np.zeros(len(values), dtype=int) if bins is None else np.unique(bins, return_inverse=True)[1]
-
-
-def _two_sided(values: Array, first: Array, bins: Array | None) -> Array:
-    """float `[n, 4 * bins]`: sum and count of the first kind's rows, then of the others', in their bin's column."""
-    codes = _bin_codes(values, bins)
-    parts = np.stack([values * first, first, values * ~first, ~first], 1).astype(float)
-    columns = np.zeros((len(values), 4, int(codes.max(initial=0)) + 1))
-    columns[np.arange(len(values)), :, codes] = parts
-    return columns.reshape(len(values), -1)
-
-
-def _difference(sums: Array) -> Array:
+def difference_of(sums: Array) -> Array:
+    """`difference` from `[..., 4 * bins]`: per bin sum and count of the first kind's rows, then of the others'."""
     first, n_first, other, n_other = np.moveaxis(sums.reshape(*sums.shape[:-1], 4, -1), -2, 0)
     weights = np.minimum(n_first, n_other)
     each = np.where(weights > 0, first / np.maximum(n_first, 1) - other / np.maximum(n_other, 1), 0)

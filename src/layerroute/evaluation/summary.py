@@ -16,6 +16,7 @@ from layerroute.evaluation.baseline_table import baseline_table, share_of, weigh
 from layerroute.evaluation.columns import ARMS, Columns
 from layerroute.evaluation.counts import entropy, expected_distinct
 from layerroute.evaluation.dependence import dependence
+from layerroute.evaluation.permutation import difference_p_value
 from layerroute.evaluation.quality import quality
 from layerroute.evaluation.stats import MIN_GROUPS, Array
 
@@ -96,66 +97,71 @@ def _mean(sums: Array) -> Array:
 
 def _differentials(columns: Columns, seed: int) -> dict[str, Any]:
     compared = columns.compared
-    paired = _paired_sources(columns)
+    mixed = compared & columns.mixed
+    paired = {columns.sources[code] for code in np.unique(columns.source[mixed])}
     in_source = {name: compared & (columns.source == code) for code, name in enumerate(columns.sources)}
     order = sorted(in_source, key=lambda name: (name not in paired, bool(columns.incomparable(in_source[name])), name))
     by_source = {}
     for name in order:
-        section = _differential(columns, in_source[name], seed)
-        section.pop("sources")
-        by_source[name] = section | {"paired": name in paired}
-    in_paired = compared & np.isin(columns.source, [columns.sources.index(name) for name in paired])
+        rows = in_source[name]
+        found = _paired(columns, rows & mixed, seed) if name in paired else _differential(columns, rows, seed)
+        found.pop("sources")
+        by_source[name] = found | {"paired": name in paired}
+    lengths = stats.length_bins(columns.prompt_tokens)
+    own_lengths = np.unique(np.stack([columns.source, lengths], 1), axis=0, return_inverse=True)[1].ravel()
+    matched_pairs = _length_matched(columns, mixed, own_lengths, seed)
     return {
-        "paired": _explained(_differential(columns, in_paired, seed), paired),
-        "paired_length_matched": _explained(_length_matched(columns, in_paired, seed), paired),
+        "paired": _paired(columns, mixed, seed),
+        "paired_length_matched": matched_pairs if paired else matched_pairs | {"reason": _UNPAIRED},
         "by_source": by_source,
         "pooled": _differential(columns, compared, seed),
-        "length_matched": _length_matched(columns, compared, seed),
+        "length_matched": _length_matched(columns, compared, lengths, seed),
     }
 
 
-def _paired_sources(columns: Columns) -> set[str]:
-    """Sources in which a group holds both step types."""
-    tool_call = columns.compared & columns.tool_call
-    both = np.intersect1d(columns.group[tool_call], columns.group[columns.compared & ~columns.tool_call])
-    return {columns.sources[code] for code in np.unique(columns.source[np.isin(columns.group, both)])}
+_UNPAIRED = "no group holds both tool_call and planning rows"
 
 
-def _explained(section: dict[str, Any], paired: set[str]) -> dict[str, Any]:
-    """A figure over paired sources, with its own reason where there are none."""
-    return section if paired else section | {"reason": "no source has a group with both tool_call and planning rows"}
+def _paired(columns: Columns, rows: Array, seed: int) -> dict[str, Any]:
+    """Differential within the groups that hold both types, each weighted by the smaller of its two counts."""
+    if not rows.any():
+        return _nothing(columns, rows) | {"reason": _UNPAIRED}
+    return _differential(columns, rows, seed, columns.group)
 
 
-def _differential(columns: Columns, rows: Array, seed: int, bins: Array | None = None) -> dict[str, Any]:
-    """Differential of the rows (bool `[n]`), matched by bin (int `[n]`) if there are bins."""
-    tool_call, sources = columns.tool_call[rows], columns.source[rows]
-    section: dict[str, Any] = {
+def _nothing(columns: Columns, rows: Array) -> dict[str, Any]:
+    tool_call = columns.tool_call[rows]
+    return {
         "mean": None,
         "ci95": None,
         "p_value": None,
         "n_tool_call": tool_call.sum(),
         "n_planning": (~tool_call).sum(),
         "groups": columns.group_count(rows),
-        "sources": sorted(columns.sources[code] for code in np.unique(sources)),
+        "sources": sorted(columns.sources[code] for code in np.unique(columns.source[rows])),
     }
+
+
+def _differential(columns: Columns, rows: Array, seed: int, bins: Array | None = None) -> dict[str, Any]:
+    """Differential of the rows (bool `[n]`), matched by bin (int `[n]`) if there are bins."""
+    section = _nothing(columns, rows)
     if reason := columns.incomparable(rows):
         return section | {"reason": reason}
+    tool_call, sources = columns.tool_call[rows], columns.source[rows]
     rates, groups = columns.skip_rate[rows], columns.group[rows]
     chosen = None if bins is None else bins[rows]
     section["mean"] = stats.difference(rates, tool_call, chosen)
     if reason := columns.too_few(rows):
         return section | {"reason": reason}
     section["ci95"] = stats.difference_interval(rates, tool_call, groups, sources, chosen, seed=seed)
-    strata = sources if chosen is None else chosen
-    section["p_value"] = stats.difference_p_value(rates, tool_call, strata, chosen, seed=seed)
+    section["p_value"] = difference_p_value(rates, tool_call, groups, sources, chosen, seed=seed)
     if section["p_value"] is None:
         section["reason"] = "no source holds both step types, so that they cannot be permuted within one"
     return section
 
 
-def _length_matched(columns: Columns, compared: Array, seed: int) -> dict[str, Any]:
-    """Over the rows whose bin of prompt length holds both step types."""
-    bins = stats.length_bins(columns.prompt_tokens)
+def _length_matched(columns: Columns, compared: Array, bins: Array, seed: int) -> dict[str, Any]:
+    """Over the rows whose bin of prompt length (int `[n]`) holds both step types."""
     counts = np.zeros((2, bins.max() + 1), dtype=int)
     np.add.at(counts, (columns.tool_call[compared].astype(int), bins[compared]), 1)
     matched = counts.min(0)
@@ -193,8 +199,10 @@ def _exp_mean(sums: Array) -> Array:
 
 
 def _accuracies(columns: Columns, types: Mapping[str, Array], arm: int) -> dict[str, float | None]:
+    """Over the same rows as the perplexities."""
     right, tokens = columns.accuracy[:, arm] * columns.target_tokens, columns.target_tokens
-    return {name: share_of(right[rows], tokens[rows]) for name, rows in types.items()}
+    chosen = {name: rows & columns.has_loss for name, rows in types.items()}
+    return {name: share_of(right[rows], tokens[rows]) for name, rows in chosen.items()}
 
 
 def _flops(columns: Columns, name: str, rows: Array) -> dict[str, Any]:
@@ -235,8 +243,19 @@ def _warnings(columns: Columns, types: Mapping[str, Array], provenance: Mapping[
     if lost:
         found.append(f"{lost} of {len(columns)} rows have a loss that is not a number; perplexity leaves them out.")
     if duplicates:
-        found.append(f"{duplicates} rows repeat the id of another row.")
+        found.append(f"{duplicates} rows repeat the id of another row and are left out.")
+    if shared := provenance.get("calibration_shared"):
+        found.append(f"{shared} calibration steps are evaluated too: the baselines chosen on them are flattered.")
+    for name, why in _LEFT_OUT.items():
+        if count := (provenance.get("generations") or {}).get(name):
+            found.append(f"{count} steps are not graded in free running: {why}.")
     return found
+
+
+_LEFT_OUT = {
+    "unfinished_turns": "they go on from a thought, after which this adapter's route would be another",
+    "too_long": "their prompts do not fit",
+}
 
 
 def _jsonable(value: Any) -> Any:

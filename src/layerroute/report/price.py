@@ -32,6 +32,8 @@ _SAVING = 0.01
 """Fewer FLOPs than this share of the backbone's count as none saved."""
 _KEPT_ACCURACY = 0.99
 """Answers count as kept where routed ones are right at least this often as those without routing."""
+_ENOUGH = 30
+"""On fewer steps than these, answers that are as often right prove nothing kept."""
 
 
 def keeps_prediction(summary: Mapping[str, Any]) -> Finding:
@@ -87,13 +89,17 @@ def keeps_answers(task: str, figures: Mapping[str, Any]) -> Finding:
     if "routed" not in arms or "lora_only" not in arms:
         return Finding(key, "unclear", question, "Not compared", "Routed and LoRA-only answers were not both graded.")
     routed, reference, p = arms["routed"]["accuracy"], arms["lora_only"]["accuracy"], test.get("p_value")
-    if p is None:
-        status: Status = "unclear"
-    elif p < LEVEL:
-        status = "yes" if routed > reference else "no"
-    else:
-        status = "yes" if routed >= _KEPT_ACCURACY * reference else "unclear"
-    answer = f"{share(routed)} right, {share(reference)} without routing"
+    status: Status = "unclear"
+    doubt = ""
+    if not reference:
+        doubt = ": nothing to lose"
+    elif p is not None and p < LEVEL and routed < reference:
+        status = "no"
+    elif test.get("n", 0) < _ENOUGH:
+        doubt = ": too few to tell"
+    elif p is not None and routed >= _KEPT_ACCURACY * reference:
+        status = "yes"
+    answer = f"{share(routed)} right, {share(reference)} without routing{doubt}"
     shares = joined([f"{arm_name(arm)} {share(part['accuracy'])}{_wilson(part)}" for arm, part in arms.items() if part])
     tested = f" Routed against LoRA only: {p_value(p)} (McNemar, exact)." if p is not None else ""
     sentence = f"Free running, {count(figures['n'])} {task_name(task)}, share right: {shares}.{tested}"
@@ -142,7 +148,10 @@ def beats_static(quality: Mapping[str, Any], baselines: Mapping[str, Any]) -> Fi
     if tests:
         words = [_against_static(task, quality[task]["arms"], test) for task, test in tests.items()]
         status, answer = judged([_wins(quality[task]["arms"], test) for task, test in tests.items()])
-        sentence = f"Free-running answers right, routed against static pruning at the routed rate: {'; '.join(words)}."
+        sentence = (
+            "Free-running answers right, routed against static pruning at the rate that routing reached on that step "
+            f"type, blocks chosen for that type: {'; '.join(words)}."
+        )
         return Finding(key, status, question, answer, sentence)
     statics = {arm: part for arm, part in baselines.items() if arm.startswith("static")}
     figures = {

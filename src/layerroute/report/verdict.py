@@ -16,7 +16,7 @@ __all__ = ["findings", "warnings"]
 
 _COMPARED = ("tool_call", "planning")
 
-Side = Literal["above", "below", "around", "disputed"]
+Side = Literal["above", "below", "around", "disputed", "untested"]
 
 
 def findings(summary: Mapping[str, Any]) -> list[Finding]:
@@ -40,7 +40,10 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _side(effect: Mapping[str, Any]) -> Side | None:
-    """Where an effect's interval lies; `disputed` if it lies above 0 and the test does not agree; None without one."""
+    """Where an effect's interval lies, None without one.
+
+    Above 0 it is `disputed` if the test does not agree, and `untested` if there could be none.
+    """
     if effect.get("ci95") is None:
         return None
     low, high = effect["ci95"]
@@ -49,7 +52,9 @@ def _side(effect: Mapping[str, Any]) -> Side | None:
     if low <= 0:
         return "around"
     p = effect.get("p_value")
-    return "above" if p is None or p < LEVEL else "disputed"
+    if p is None:
+        return "untested"
+    return "above" if p < LEVEL else "disputed"
 
 
 def _measured(effect: Mapping[str, Any]) -> str:
@@ -119,7 +124,7 @@ def _by_pairs(effects: Mapping[str, Any], rates: str) -> tuple[Status, str, str]
         pooled = effects["pooled"]
         apart = (
             f" The difference over all data, {_measured(pooled)}, is one between sources, not between step types."
-            if _side(pooled) in ("above", "disputed")
+            if _side(pooled) in ("above", "disputed", "untested")
             else ""
         )
         return "no", "No difference between step types", f"{words} The interval includes zero.{apart} {rates}"
@@ -161,17 +166,20 @@ def _by_length(effects: Mapping[str, Any], rates: str) -> tuple[Status, str, str
         f"calls skip {_compared(matched)}."
     )
     if side == "above":
-        if _side(pooled) == "above" and _length_explains(matched, pooled):
+        if _side(pooled) in ("above", "untested") and _length_explains(matched, pooled):
             most = f"That is less than half of the difference over all data, {_measured(pooled)}."
             return "unclear", "Mostly prompt length", f"{words} {most} {rates}"
         warning = "Sources may still differ in more than length; paired data would settle it."
         return "yes", f"Yes: {points(matched['mean'])} points more on tool calls", f"{words} {warning} {rates}"
     if side == "disputed":
         return "unclear", "Interval and test disagree", f"{words} More data would settle it. {rates}"
+    if side == "untested":
+        reason = "But no source holds both step types, so that this may be a difference between sources."
+        return "unclear", "Step types or sources", f"{words} {reason} {rates}"
     if side == "below":
         pooled_words = f" Over all data the difference is {_measured(pooled)}." if _side(pooled) else ""
         return "no", "It skips MORE on planning", f"{words} That is the wrong way round.{pooled_words} {rates}"
-    if _side(pooled) in ("above", "disputed", "below"):
+    if _side(pooled) in ("above", "disputed", "untested", "below"):
         explained = f"The difference over all data, {_measured(pooled)}, is explained by prompt length."
         return "no", "Explained by prompt length", f"{words} The interval includes zero. {explained}"
     return "no", "No difference between step types", f"{words} The interval includes zero. {rates}"
