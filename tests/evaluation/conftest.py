@@ -68,6 +68,7 @@ def provenance() -> dict:
             "bias_route": "1" * BLOCKS,
             "initial_probs": [0.9 if i in ROUTABLE else 1.0 for i in range(BLOCKS)],
         },
+        "data": {},
         "training": {"data": {}, "overlap": [], "recipe": {}},
         "rows": {"read": 0, "measured": 0, "dropped": 0, "duplicate_ids": 0},
         "seed": 0,

@@ -245,10 +245,12 @@ def test_losses_that_are_no_numbers_are_left_out(make_samples, provenance):
 
 def test_duplicates_and_training_data_are_said(make_samples, provenance):
     provenance["rows"]["duplicate_ids"] = 2
-    provenance["training"]["overlap"] = ["fireact.train"]
-    first, second = summarize(make_samples(groups=20), provenance)["warnings"]
+    provenance["training"] |= {"overlap": ["fireact.train", "glaive"], "data": {"fireact.train": "ab", "glaive": "cd"}}
+    provenance["data"] = {"fireact.train": "ab", "glaive": "ef"}
+    first, second, third = summarize(make_samples(groups=20), provenance)["warnings"]
     assert first.startswith("THE ADAPTER WAS TRAINED ON THIS DATA (fireact.train)")
-    assert second == "2 rows repeat the id of another row and are left out."
+    assert second.startswith("THE ADAPTER WAS TRAINED ON DATA OF THIS NAME (glaive)")
+    assert third == "2 rows repeat the id of another row and are left out."
 
 
 def test_rows_that_cannot_be_read(make_samples, provenance):

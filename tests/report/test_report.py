@@ -181,7 +181,7 @@ def test_warnings_come_before_the_verdict(tmp_path, make_evaluation, provenance)
     seen = provenance()
     seen["training"]["overlap"] = ["fireact.jsonl.gz"]
     text = render(load([make_evaluation(tmp_path / "seen", full=False, provenance=seen)]), "html")
-    assert 0 < text.index("TRAINED ON THIS DATA") < text.index("Does it route by step type?")
+    assert 0 < text.index("TRAINED ON DATA OF THIS NAME") < text.index("Does it route by step type?")
 
 
 def test_examples_are_typical_most_and_least():

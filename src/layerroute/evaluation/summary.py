@@ -232,8 +232,14 @@ def _warnings(columns: Columns, types: Mapping[str, Array], provenance: Mapping[
     lost = int((~columns.has_loss).sum())
     duplicates, overlap = provenance["rows"]["duplicate_ids"], provenance["training"]["overlap"]
     found = [f"No {name} rows: what needs them cannot be given." for name, rows in types.items() if not rows.any()]
-    if overlap:
-        found.insert(0, f"THE ADAPTER WAS TRAINED ON THIS DATA ({', '.join(overlap)}): these figures flatter it.")
+    digests = set(provenance["training"].get("data", {}).values())
+    known = [spec for spec in overlap if provenance["data"].get(spec) in digests]
+    likely = [spec for spec in overlap if spec not in known]
+    if likely:
+        names = ", ".join(likely)
+        found.insert(0, f"THE ADAPTER WAS TRAINED ON DATA OF THIS NAME ({names}): if on these steps, it is flattered.")
+    if known:
+        found.insert(0, f"THE ADAPTER WAS TRAINED ON THIS DATA ({', '.join(known)}): these figures flatter it.")
     if groups == 1:
         found.append(f"All rows are of one group: intervals and p-values need {MIN_GROUPS} groups and are not given.")
     elif groups < MIN_GROUPS:
