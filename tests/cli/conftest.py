@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,3 +75,26 @@ def adapter(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def press_control_c() -> Iterator[Callable[[str, str], AbstractContextManager[None]]]:
+    """A context in which Ctrl-C is pressed once a logger says a text."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+
+    @contextmanager
+    def pressing(name: str, text: str) -> Iterator[None]:
+        def press(record: logging.LogRecord) -> bool:
+            if text in record.getMessage():
+                signal.raise_signal(signal.SIGINT)
+            return True
+
+        logger = logging.getLogger(name)
+        logger.addFilter(press)
+        try:
+            yield
+        finally:
+            logger.removeFilter(press)
+
+    yield pressing
+    signal.signal(signal.SIGINT, before)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import random
 import shutil
-import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -157,38 +153,18 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_is(run, finished, ba
     assert table["arms"] == json.loads(before[1])["arms"]
 
 
-@pytest.fixture
-def interrupt_at() -> Iterator[Callable[[str, str], None]]:
-    """Press Ctrl-C when a logger says something."""
-    added = []
-
-    def arm(logger: str, text: str) -> None:
-        def press(record: logging.LogRecord) -> bool:
-            if text in record.getMessage():
-                os.kill(os.getpid(), signal.SIGINT)
-            return True
-
-        logging.getLogger(logger).addFilter(press)
-        added.append((logger, press))
-
-    yield arm
-    for logger, press in added:
-        logging.getLogger(logger).removeFilter(press)
-
-
 @pytest.mark.parametrize(
     ("logger", "text"), [("training.trainer", "measuring what each"), ("evaluation.ablate", "evaluating")]
 )
-def test_control_c_says_how_to_go_on(logger, text, run, finished, backbone, steps, tmp_path, interrupt_at):
+def test_control_c_says_how_to_go_on(logger, text, run, finished, backbone, steps, tmp_path, press_control_c):
     """In a training and in an evaluation; the same command then comes to the same end."""
     folder = shutil.copytree(finished, tmp_path / "grid")
     shutil.rmtree(folder / "recipe")
-    interrupt_at(f"layerroute.{logger}", text)
-    outcome = run(*command(backbone, steps, folder))
+    with press_control_c(f"layerroute.{logger}", text):
+        outcome = run(*command(backbone, steps, folder))
     assert outcome.status == 130
     message = "error: interrupted in variant recipe, seed 42 (1 of 5); run the same command again to go on from there"
     assert outcome.stderr.splitlines()[-1] == message
-    logging.getLogger(f"layerroute.{logger}").filters.clear()
     assert run(*command(backbone, steps, folder)).status == 0
     tables = [json.loads((path / "ablation.json").read_text()) for path in (folder, finished)]
     assert tables[0]["arms"] == tables[1]["arms"]

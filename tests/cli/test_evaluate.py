@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import signal
 
 import pytest
 import torch
@@ -71,23 +68,15 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_figures(evaluate, summary
     assert fresh["perplexity"]["routed"] == pytest.approx(whole["perplexity"]["routed"])
 
 
-def test_control_c_says_how_to_go_on(evaluate, summary, tmp_path):
+def test_control_c_says_how_to_go_on(evaluate, summary, tmp_path, press_control_c):
     """And calibration data that is also evaluated is counted."""
     steps = builtin_steps(20, seed=1)
     data, calibration = tmp_path / "evaluated.jsonl", tmp_path / "calibration.jsonl"
     write_steps(data, steps[:12])
     write_steps(calibration, steps[6:])
-    logger, args = logging.getLogger("layerroute.evaluation.baselines"), ("--baselines", "--calibration", calibration)
-
-    def press(record: logging.LogRecord) -> bool:
-        os.kill(os.getpid(), signal.SIGINT)
-        return True
-
-    logger.addFilter(press)
-    try:
+    args = ("--baselines", "--calibration", calibration)
+    with press_control_c("layerroute.evaluation.baselines", ""):
         outcome = evaluate(*args, data=(data,))
-    finally:
-        logger.removeFilter(press)
     assert outcome.status == 130
     assert outcome.stderr.splitlines()[-1] == "error: interrupted; run the same command again to go on from there"
     assert not (tmp_path / "out" / "summary.json").exists()
