@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
+from importlib.resources import files
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -115,6 +116,14 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def byte_tokenizer() -> Callable[[], PreTrainedTokenizerFast]:
     return build_byte_tokenizer
+
+
+@pytest.fixture(scope="session")
+def hermes_tokenizer() -> PreTrainedTokenizerFast:
+    """The same, with the package's own chat template."""
+    tokenizer = build_byte_tokenizer()
+    tokenizer.chat_template = (files("layerroute") / "templates" / "hermes.jinja").read_text()
+    return tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -73,3 +73,31 @@ def provenance() -> dict:
         "rows": {"read": 0, "measured": 0, "dropped": 0, "duplicate_ids": 0},
         "seed": 0,
     }
+
+
+def draw_clustered(seed, groups=30, size=6, effect=0.0, strata=1):
+    """`(values, first, group, stratum)`: half of each group is `first`; groups differ as much as rows do."""
+    rng = np.random.default_rng(seed)
+    group = np.repeat(np.arange(groups), size)
+    first = np.tile(np.arange(size) % 2 == 0, groups)
+    values = rng.normal(size=groups)[group] + rng.normal(size=groups * size) + effect * first
+    return values, first, group, group % strata
+
+
+def match_by_hand(values, first, bins):
+    weighted, weights = 0.0, 0
+    for b in set(bins.tolist()):
+        ones, others = values[(bins == b) & first], values[(bins == b) & ~first]
+        if weight := min(len(ones), len(others)):
+            weighted, weights = weighted + weight * (ones.mean() - others.mean()), weights + weight
+    return weighted / weights
+
+
+@pytest.fixture(name="clustered")
+def clustered_fixture():
+    return draw_clustered
+
+
+@pytest.fixture(name="matched_by_hand")
+def matched_by_hand_fixture():
+    return match_by_hand

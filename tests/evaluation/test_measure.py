@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -28,10 +27,8 @@ BLOCKS, LENGTH = 5, 2048
 
 
 @pytest.fixture(scope="module")
-def tokenizer(byte_tokenizer):
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = (files("layerroute") / "templates" / "hermes.jinja").read_text()
-    return tokenizer
+def tokenizer(hermes_tokenizer):
+    return hermes_tokenizer
 
 
 @pytest.fixture

@@ -11,24 +11,6 @@ from layerroute.evaluation.counts import information_p_value
 from layerroute.evaluation.permutation import Shuffle, difference_p_value
 
 
-def clustered(seed, groups=30, size=6, effect=0.0, strata=1):
-    """`(values, first, group, stratum)`: half of each group is `first`; groups differ as much as rows do."""
-    rng = np.random.default_rng(seed)
-    group = np.repeat(np.arange(groups), size)
-    first = np.tile(np.arange(size) % 2 == 0, groups)
-    values = rng.normal(size=groups)[group] + rng.normal(size=groups * size) + effect * first
-    return values, first, group, group % strata
-
-
-def matched_by_hand(values, first, bins):
-    weighted, weights = 0.0, 0
-    for b in set(bins.tolist()):
-        ones, others = values[(bins == b) & first], values[(bins == b) & ~first]
-        if weight := min(len(ones), len(others)):
-            weighted, weights = weighted + weight * (ones.mean() - others.mean()), weights + weight
-    return weighted / weights
-
-
 def test_permutation_is_that_of_an_enumeration_within_strata():
     """Two strata that differ in level and in the share of `first`, so that the permutations' mean is not zero."""
     values = np.array([1.0, 2, 2, 4, 9, 8, 12, 15])
@@ -44,7 +26,7 @@ def test_permutation_is_that_of_an_enumeration_within_strata():
     assert difference_p_value(values, first, strata, strata) == pytest.approx(exact, abs=0.04)
 
 
-def test_permutation_in_one_stratum_is_scipys():
+def test_permutation_in_one_stratum_is_scipys(clustered):
     values, first, _, stratum = clustered(3, groups=12, effect=0.6)
 
     def statistic(a, b, axis):
@@ -61,7 +43,7 @@ def test_permutation_in_one_stratum_is_scipys():
     assert difference_p_value(values, first, stratum, stratum) == pytest.approx(reference.pvalue, abs=0.03)
 
 
-def test_permutation_within_bins_is_that_of_a_shuffle():
+def test_permutation_within_bins_is_that_of_a_shuffle(clustered, matched_by_hand):
     values, first, _, _ = clustered(4, groups=20, effect=0.5)
     bins = np.random.default_rng(0).integers(8, size=len(values))
     rng = np.random.default_rng(1)

@@ -7,15 +7,6 @@ from scipy import stats as sps
 from layerroute.evaluation import counts, permutation, stats
 
 
-def clustered(seed, groups=30, size=6, effect=0.0, strata=1):
-    """`(values, first, group, stratum)`: half of each group is `first`; groups differ as much as rows do."""
-    rng = np.random.default_rng(seed)
-    group = np.repeat(np.arange(groups), size)
-    first = np.tile(np.arange(size) % 2 == 0, groups)
-    values = rng.normal(size=groups)[group] + rng.normal(size=groups * size) + effect * first
-    return values, first, group, group % strata
-
-
 def mean(sums):
     return sums[..., 0] / sums[..., 1]
 
@@ -46,7 +37,7 @@ def test_one_row_per_group_is_the_plain_bootstrap():
 
 
 @pytest.mark.parametrize("matched", [False, True])
-def test_whole_groups_are_drawn(matched):
+def test_whole_groups_are_drawn(matched, clustered, matched_by_hand):
     """Differences and their length-matched form, on groups of several rows."""
     values, first, group, stratum = clustered(0, effect=1.0)
     bins = np.arange(len(values)) // 2 % 3 if matched else np.zeros(len(values), dtype=int)
@@ -60,16 +51,7 @@ def test_whole_groups_are_drawn(matched):
     np.testing.assert_allclose(ours, [low, high], atol=0.06 * (high - low))
 
 
-def matched_by_hand(values, first, bins):
-    weighted, weights = 0.0, 0
-    for b in set(bins.tolist()):
-        ones, others = values[(bins == b) & first], values[(bins == b) & ~first]
-        if weight := min(len(ones), len(others)):
-            weighted, weights = weighted + weight * (ones.mean() - others.mean()), weights + weight
-    return weighted / weights
-
-
-def test_intervals_cover_on_clustered_rows_where_a_bootstrap_of_rows_would_not():
+def test_intervals_cover_on_clustered_rows_where_a_bootstrap_of_rows_would_not(clustered):
     by_group = by_row = 0
     for seed in range(200):
         values, _, group, stratum = clustered(seed)
@@ -97,7 +79,7 @@ def test_strata_of_few_groups_are_drawn_from_together():
     assert (low, high) == reference and low < 4.5 and high > 6.5
 
 
-def test_resamples_are_the_same_in_parts(monkeypatch):
+def test_resamples_are_the_same_in_parts(monkeypatch, clustered):
     """What bounds the memory bounds nothing else."""
     values, _, group, stratum = clustered(0)
     monkeypatch.setattr(stats, "_CELLS", 400)
@@ -106,7 +88,7 @@ def test_resamples_are_the_same_in_parts(monkeypatch):
     assert parts[:, 0].std() == pytest.approx(np.sqrt(30) * np.bincount(group, values).std(), rel=0.1)
 
 
-def test_the_seed_fixes_everything():
+def test_the_seed_fixes_everything(clustered):
     values, first, group, stratum = clustered(0, strata=3)
     for statistic in (
         lambda seed: stats.difference_interval(values, first, group, stratum, seed=seed),
@@ -142,7 +124,7 @@ def test_auc_is_mann_and_whitneys_u():
     assert np.isnan(stats.auc(np.arange(3.0), np.full(3, True)))
 
 
-def test_auc_interval_draws_groups():
+def test_auc_interval_draws_groups(clustered):
     values, positive, group, stratum = clustered(5, groups=25, effect=1.0)
     values = values.round()
 

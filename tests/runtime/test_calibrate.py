@@ -1,7 +1,6 @@
 """Measuring the dial: the gates that inference decides, and budgets met on steps that were not measured."""
 
 import random
-from importlib.resources import files
 from types import SimpleNamespace
 
 import pytest
@@ -19,10 +18,8 @@ BLOCKS, LENGTH = 6, 256
 
 
 @pytest.fixture(scope="module")
-def tokenizer(byte_tokenizer):
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = (files("layerroute") / "templates" / "hermes.jinja").read_text()
-    return tokenizer
+def tokenizer(hermes_tokenizer):
+    return hermes_tokenizer
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from layerroute.cli.app import print_result
-from layerroute.errors import ConfigError
+from layerroute.cli.changes import key_values, recipe_changes
 
 __all__ = ["ablate"]
 
@@ -76,11 +76,7 @@ def ablate(
 
     from layerroute.evaluation.grid import plan_grid
 
-    changes = _pairs("--set", overrides)
-    if steps is not None:
-        if {"steps", "training.steps"} & set(changes):
-            raise ConfigError("--steps and --set steps are given both; give one")
-        changes["training.steps"] = str(steps)
+    changes = recipe_changes(overrides, steps)
     grid = plan_grid(
         model,
         recipe,
@@ -89,7 +85,7 @@ def ablate(
         seeds=seeds,
         limit=limit,
         changes=changes,
-        sensitivity=_pairs("--sensitivity", sensitivity),
+        sensitivity=key_values("--sensitivity", sensitivity),
     )
 
     from layerroute.cli.load import pick_device
@@ -109,15 +105,3 @@ def _command(options: Mapping[str, Sequence[Any]]) -> str:
     """The command that makes this grid again; an option is given once for each of its values."""
     words = [word for name, values in options.items() for value in values for word in (f"--{name}", str(value))]
     return shlex.join(["layerroute", "ablate", *words])
-
-
-def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{option} {text!r}: expected KEY=VALUE, such as {option} router_loss_weight=100")
-        if key in pairs:
-            raise ConfigError(f"{option} {key} is given twice")
-        pairs[key] = value
-    return pairs

@@ -8,7 +8,7 @@ import sys
 import click
 
 from layerroute.cli.app import print_result
-from layerroute.errors import ConfigError
+from layerroute.cli.changes import recipe_changes
 
 __all__ = ["train"]
 
@@ -55,7 +55,7 @@ def train(
 
     Ctrl-C leaves a checkpoint; the same command with --resume goes on from it.
     """
-    changes = _changes(overrides, steps)
+    changes = recipe_changes(overrides, steps)
 
     from layerroute.training.recipe import load_recipe
 
@@ -66,19 +66,3 @@ def train(
     result = run(model, [*first_data, *more_data], settings, output, resume=resume, progress=sys.stderr.isatty())
     if int(os.environ.get("RANK", "0")) == 0:
         print_result(result.as_dict(), as_json, result.summary())
-
-
-def _changes(overrides: tuple[str, ...], steps: int | None) -> dict[str, str]:
-    changes = {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {override!r}: expected KEY=VALUE, such as --set router_lr=0.001")
-        if key in changes:
-            raise ConfigError(f"--set {key} is given twice")
-        changes[key] = value
-    if steps is not None:
-        if {"steps", "training.steps"} & set(changes):
-            raise ConfigError("--steps and --set steps are given both; give one")
-        changes["training.steps"] = str(steps)
-    return changes
