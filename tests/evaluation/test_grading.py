@@ -173,3 +173,10 @@ def test_why_a_number_is_wrong():
     assert grade_number("#### 17", "#### 18").error == "17 instead of 18"
     with pytest.raises(DataError, match="gold answer has no number"):
         grade_number("#### 18", "18")
+
+
+def test_a_plain_value_in_an_accepted_object_stands_for_itself():
+    accepted = {"city": ["Oslo"], "box": [{"w": 1, "h": [2, 3]}]}
+    assert grade([call(city="Oslo", box={"w": 1, "h": 3})], accepted).correct
+    assert not grade([call(city="Oslo", box={"w": 2, "h": 3})], accepted).correct
+    assert not grade([call(city="Oslo", box={"h": 3})], accepted).correct

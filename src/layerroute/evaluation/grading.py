@@ -238,9 +238,11 @@ def _lists_fit(value: list[Any], answer: Sequence[Any], items: type | None) -> b
     return len(value) == len(answer) and all(map(fit, value, answer))
 
 
-def _objects_fit(value: dict[str, Any], answer: dict[str, list[Any]]) -> bool:
-    return all(key in answer and _plain(inner) in map(_plain, answer[key]) for key, inner in value.items()) and all(
-        key in value or "" in answer[key] for key in answer
+def _objects_fit(value: dict[str, Any], answer: dict[str, Any]) -> bool:
+    """Key by key; a key's accepted values are a list, and one that is none stands for itself."""
+    accepted = {key: values if isinstance(values, list) else [values] for key, values in answer.items()}
+    return all(key in accepted and _plain(inner) in map(_plain, accepted[key]) for key, inner in value.items()) and all(
+        key in value or "" in values for key, values in accepted.items()
     )
 
 
