@@ -174,3 +174,10 @@ def test_partial_correlation_without_variation():
     assert plain == pytest.approx(np.corrcoef(x, x**2)[0, 1])
     perfect = stats.partial_correlation(x, x, ones, rows, rows * 0)
     assert perfect.interval == pytest.approx((1, 1)) and perfect.p_value == pytest.approx(0, abs=1e-6)
+
+
+def test_bins_within_groups_need_two_numbers_each(clustered):
+    """The same resamples, by the way that holds for any bins and by the short one."""
+    values, first, group, stratum = clustered(6, groups=30, size=7, strata=2)
+    general = stats.group_interval(stats._two_sided(values, first, group), stats.difference_of, group, stratum, seed=3)
+    assert stats.difference_interval(values, first, group, stratum, group, seed=3) == pytest.approx(general)

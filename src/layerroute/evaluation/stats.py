@@ -66,13 +66,13 @@ def resampled_sums(columns: Array, groups: Array, strata: Array, *, seed: int = 
     _, first, codes = np.unique(groups, return_index=True, return_inverse=True)
     membership = sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))))
     sums, homes = membership @ columns, _merged(strata[first])
-    sums = sums.toarray() if sparse.issparse(sums) else sums
     total = np.zeros((_RESAMPLES, sums.shape[1]))
     for stratum in np.unique(homes):
         members = sums[homes == stratum]
+        number = members.shape[0]
         done = 0
-        for size in chunks(len(members)):
-            picks = rng.integers(len(members), size=(size, len(members))) + len(members) * np.arange(size)[:, None]
+        for size in chunks(number):
+            picks = rng.integers(number, size=(size, number)) + number * np.arange(size)[:, None]
             drawn = np.bincount(picks.ravel(), minlength=picks.size).reshape(picks.shape)
             total[done : done + size] += drawn.astype(float) @ members
             done += size
@@ -136,7 +136,24 @@ def difference_interval(
     values: Array, first: Array, groups: Array, strata: Array, bins: Array | None = None, *, seed: int = 0
 ) -> Interval | None:
     """95% interval of `difference`, by bootstrap over groups; the weights are those of each resample."""
+    if bins is not None and len(np.unique(np.stack([bins, groups]), axis=1).T) == len(np.unique(bins)):
+        return _nested_interval(values, first, groups, strata, bins, seed=seed)
     return group_interval(_two_sided(values, first, bins), difference_of, groups, strata, seed=seed)
+
+
+def _nested_interval(
+    values: Array, first: Array, groups: Array, strata: Array, bins: Array, *, seed: int
+) -> Interval | None:
+    """The same where each bin lies within a group: a resample only weighs it, so that two numbers a bin are enough."""
+    _, start, codes = np.unique(bins, return_index=True, return_inverse=True)
+    n, n_first = np.bincount(codes), np.bincount(codes, first)
+    of_all, of_first = np.bincount(codes, values), np.bincount(codes, values * first)
+    weights = np.minimum(n_first, n - n_first)
+    each = of_first / np.maximum(n_first, 1) - (of_all - of_first) / np.maximum(n - n_first, 1)
+    columns = np.stack([weights * each, weights], 1)
+    return group_interval(
+        columns, lambda sums: _ratio(sums[..., 0], sums[..., 1]), groups[start], strata[start], seed=seed
+    )
 
 
 def _two_sided(values: Array, first: Array, bins: Array | None) -> Any:
