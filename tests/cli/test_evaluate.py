@@ -156,7 +156,9 @@ def test_baselines_and_free_running(evaluate, summary, tmp_path):
     assert provenance["calibration_shared"] == 0  # `builtin` is drawn by another seed
     first, then = provenance["command"].split(" && ")
     assert "--baselines" not in first and "--baselines --generate 1" in then
-    evaluate(*args)
+    again = evaluate(*args)
+    assert "choosing baselines" in outcome.stderr and "choosing baselines" not in again.stderr
+    assert summary()["provenance"]["baselines"] == found["provenance"]["baselines"]
     assert len((tmp_path / "out" / "generations.jsonl").read_text().splitlines()) == len(rows)
 
 

@@ -98,7 +98,7 @@ def fill_steps(routed_bytes, tmp_path):
         rates = {"all": 0.3, "tool_call": 0.4, "planning": 0.2, "rest": 0.2}
         chosen = baselines.choose(model, few, StepCollator(tokenizer.pad_token_id), rates, rows=1)
         file = RowFile(tmp_path / "generations.jsonl")
-        return fill(model, reader, steps, chosen, file, max_new_tokens=2), list(read_rows(file.path))
+        return fill(model, reader, steps, lambda: chosen, file, max_new_tokens=2), list(read_rows(file.path))
 
     return call
 

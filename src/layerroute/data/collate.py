@@ -22,10 +22,15 @@ from layerroute.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["StepCollator", "StepDataset"]
+__all__ = ["StepCollator", "StepDataset", "padding_id"]
 
 IGNORED = -100
 """The label that cross-entropy leaves out."""
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token to pad with, or that of the end of text: any will do, for the attention mask hides it."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
 
 class StepDataset(Dataset[Sample]):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +100,7 @@ def fill(
     model: RoutedModel,
     reader: StepReader,
     steps: Sequence[Step],
-    chosen: Baselines,
+    choose: Callable[[], Baselines],
     file: RowFile,
     *,
     max_new_tokens: int,
@@ -113,7 +113,7 @@ def fill(
         model: in evaluation mode.
         reader: whose tokenizer and progress bar are used.
         steps: as `choose_steps` gives them.
-        chosen: has the static arm's routes.
+        choose: gives the static arm's routes; called where there is something to generate, before LoRA is merged.
         file: generations.jsonl.
         max_new_tokens: tokens of an answer at most.
 
@@ -127,17 +127,17 @@ def fill(
         if task_of(step) == "tool_call":
             _expected(step)  # before hours of generating rather than after
     done = file.keys("id", "arm")
-    too_long = 0
+    missing = {step.id: [arm for arm in ARMS if (step.id, arm) not in done] for step in steps}
+    unfinished = [step for step in steps if missing[step.id]]
+    pending = [step for step in unfinished if _fits(model, reader, step, max_new_tokens)]
+    too_long = len(unfinished) - len(pending)
+    if not pending:
+        return too_long
+    chosen = choose()
     model.merge_adapter()
     try:
-        for step in tqdm(steps, desc="generating", unit="step", disable=not reader.progress):
-            missing = [arm for arm in ARMS if (step.id, arm) not in done]
-            if not missing:
-                continue
-            if _fits(model, reader, step, max_new_tokens):
-                file.append(_rows(model, reader, step, chosen, missing, max_new_tokens))
-            else:
-                too_long += 1
+        for step in tqdm(pending, desc="generating", unit="step", disable=not reader.progress):
+            file.append(_rows(model, reader, step, chosen, missing[step.id], max_new_tokens))
     finally:
         model.unmerge_adapter()
     return too_long

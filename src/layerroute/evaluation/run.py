@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from layerroute.data.boundaries import boundary_tokens
-from layerroute.data.collate import StepCollator
+from layerroute.data.collate import StepCollator, padding_id
 from layerroute.data.load import open_steps
 from layerroute.data.render import Sample
 from layerroute.errors import ConfigError, DataError
@@ -131,24 +132,29 @@ def evaluate(
     )
     provenance = resumed(target / "provenance.json", made)
     boundaries = boundary_tokens(tokenizer, model.router_config.boundaries)
-    collator = StepCollator(_padding(tokenizer))
+    collator = StepCollator(padding_id(tokenizer))
     reader = StepReader(steps, tokenizer, settings.max_length, boundaries, progress)
     measured = RowFile(target / "samples.jsonl")
     _measure(model, reader, collator, measured, settings.seed)
     provenance["rows"] = vars(reader.counts)
     write_json(target / "provenance.json", provenance)
     if held is not None:
-        calibration = StepReader(held, tokenizer, settings.max_length, boundaries).samples(set())
-        rates = baselines.reached_rates(read_rows(target / "samples.jsonl"))
-        chosen = baselines.choose(model, list(calibration), collator, rates, settings.seed)
         shared = {(step.id,) for step in held} & measured.keys("id")
-        provenance |= {"calibration_shared": len(shared), "baselines": chosen.summary()}
+        provenance["calibration_shared"] = len(shared)
+
+        @cache  # takes minutes, and is not needed where an earlier run did everything
+        def choose() -> baselines.Baselines:
+            calibration = StepReader(held, tokenizer, settings.max_length, boundaries).samples(set())
+            rates = baselines.reached_rates(read_rows(measured.path))
+            chosen = baselines.choose(model, list(calibration), collator, rates, settings.seed)
+            provenance["baselines"] = chosen.summary()
+            return chosen
+
         if settings.baselines:
-            _compare(model, reader, collator, RowFile(target / "baselines.jsonl"), chosen)
+            _compare(model, reader, collator, RowFile(target / "baselines.jsonl"), choose)
         if settings.generate:
-            provenance["generations"] = _generate(
-                model, reader, RowFile(target / "generations.jsonl"), chosen, settings
-            )
+            generated = RowFile(target / "generations.jsonl")
+            provenance["generations"] = _generate(model, reader, generated, choose, settings)
         write_json(target / "provenance.json", provenance)
     return write_summary(target)
 
@@ -188,20 +194,28 @@ def _measure(model: RoutedModel, reader: StepReader, collator: StepCollator, fil
 
 
 def _compare(
-    model: RoutedModel, reader: StepReader, collator: StepCollator, file: RowFile, chosen: baselines.Baselines
+    model: RoutedModel,
+    reader: StepReader,
+    collator: StepCollator,
+    file: RowFile,
+    choose: Callable[[], baselines.Baselines],
 ) -> None:
     """Fill baselines.jsonl."""
     for samples in reader.batches(file.keys("id"), "baselines"):
-        file.append(baselines.measure_baselines(model, samples, collator, chosen))
+        file.append(baselines.measure_baselines(model, samples, collator, choose()))
 
 
 def _generate(
-    model: RoutedModel, reader: StepReader, file: RowFile, chosen: baselines.Baselines, settings: EvaluationSettings
+    model: RoutedModel,
+    reader: StepReader,
+    file: RowFile,
+    choose: Callable[[], baselines.Baselines],
+    settings: EvaluationSettings,
 ) -> dict[str, int]:
     """Fill generations.jsonl, and count what was chosen and what was left out."""
     whole_turns = bool(model.router_config.boundaries)
     choice = generations.choose_steps(reader.steps, settings.generate, settings.seed, whole_turns=whole_turns)
-    too_long = generations.fill(model, reader, choice.steps, chosen, file, max_new_tokens=settings.max_new_tokens)
+    too_long = generations.fill(model, reader, choice.steps, choose, file, max_new_tokens=settings.max_new_tokens)
     return {"chosen": len(choice.steps), "unfinished_turns": choice.unfinished_turns, "too_long": too_long}
 
 
@@ -221,8 +235,3 @@ def _folder(output: str | Path) -> Path:
     except OSError as error:
         raise DataError(f"--output {output}: cannot be made: {error}") from None
     return target
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any token will do: the attention mask hides it."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from layerroute.data.boundaries import boundary_tokens
-from layerroute.data.collate import StepCollator, StepDataset
+from layerroute.data.collate import StepCollator, StepDataset, padding_id
 from layerroute.data.load import Loaded
 from layerroute.data.steps import STEP_TYPES, split_by_group
 from layerroute.errors import ConfigError, DataError
@@ -155,7 +155,7 @@ def run(
             "the other, so give steps of two or more"
         )
     boundaries = boundary_tokens(tokenizer, model.router_config.boundaries)
-    collator = StepCollator(_padding(tokenizer))
+    collator = StepCollator(padding_id(tokenizer))
     datasets = [StepDataset.from_steps(tokenizer, half, max_length, boundaries=boundaries) for half in halves]
     _LOG.info("measuring the gates of %d steps", sum(map(len, datasets)))
     measured, checked = (measure_gates(model, dataset, collator, _BATCH_SIZE) for dataset in datasets)
@@ -179,11 +179,6 @@ def _check(model: RoutedModel, max_length: int) -> None:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and max_length > context:
         raise ConfigError(f"max_length={max_length}: this backbone reads at most {context} tokens")
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any token will do: the attention mask hides it."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
 
 def _checks(calibration: Calibration, held: Mapping[str, Tensor], blocks: int) -> list[Check]:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
 from layerroute.data.boundaries import boundary_tokens
-from layerroute.data.collate import StepDataset
+from layerroute.data.collate import StepDataset, padding_id
 from layerroute.data.load import Loaded, load_steps
 from layerroute.data.render import Sample
 from layerroute.data.steps import STEP_TYPES, split_by_group
@@ -132,7 +132,7 @@ def train(
         recipe,
         train_set,
         validation_set,
-        pad_token_id=_padding(tokenizer),
+        pad_token_id=padding_id(tokenizer),
         checkpoints=folder.checkpoints,
         data=record,
         progress=progress,
@@ -206,11 +206,6 @@ def _boundaries(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> tuple[tup
             list(markers),
         )
     return boundaries
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any token will do: the attention mask hides it."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
 
 def _datasets(
