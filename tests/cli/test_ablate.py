@@ -46,7 +46,7 @@ def command(backbone: Path, steps: tuple[Path, Path], output: Path, seeds: objec
     data = ["--data", steps[0], "--eval-data", steps[1], "--limit", 12]
     grid = ["--seeds", seeds, "--steps", 2, "--sensitivity", "budgets.tool_call=0.25,0.4"]
     grid += ["--sensitivity", "lora_lr=1e30"]
-    return ["ablate", "--model", backbone, *data, *grid, *settings, "--output", output]
+    return ["ablate", "--recipe", "end_to_end", "--model", backbone, *data, *grid, *settings, "--output", output]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_lora_only_never_closes_a_gate_and_routers_only_never_moves_lora(finishe
 
 def test_the_table_holds_every_arm_and_the_curve(finished, steps):
     table = json.loads((finished / "ablation.json").read_text())
-    assert (table["seeds"], table["recipe"], table["metrics"]) == ([42], "default", list(METRICS))
+    assert (table["seeds"], table["recipe"], table["metrics"]) == ([42], "end_to_end", list(METRICS))
     assert list(table["arms"]) == ["base", "lora_only", "routed", *ARMS, "trained_lora_only", "routers_only"]
     figures = [row["skip_rate"] for row in rows(finished, "recipe") if row["step_type"] == "tool_call"]
     routed = table["arms"]["routed"]["skip_tool_call"]

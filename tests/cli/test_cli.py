@@ -143,7 +143,7 @@ TRAIN = ("train", "--model", "{backbone}", "--output", "{tmp}/out")
     [
         (
             ("trian",),
-            "no command 'trian' (did you mean 'train'?); commands: ablate, benchmark, calibrate, demo, ",
+            "no command 'trian' (did you mean 'train'?); commands: ablate, benchmark, calibrate, data, demo, ",
         ),
         (("train", "--modle", "x"), "No such option '--modle'. Did you mean '--model'?"),
         ((*TRAIN,), "Missing option '--data'"),

@@ -95,6 +95,7 @@ def test_a_file_is_read_row_by_row_and_again(tmp_path):
         (["builtin:5", "builtin:5"], "given twice"),
         (["gone.jsonl"], "no such file"),
         (["openai:gone.jsonl"], "no such file"),
+        (["openia:gone.jsonl"], "unknown data 'openia:gone.jsonl'; use a .jsonl"),
     ],
 )
 def test_what_cannot_be_loaded(specs, message):

@@ -15,14 +15,14 @@ from layerroute.evaluation.summary import summarize
 from layerroute.training.recipe import load_recipe
 from layerroute.training.run import lora_config
 
-WEIGHT = "objective.router_loss_weight"
+WEIGHT = "gates.router_loss_weight"
 
 
 @pytest.fixture
 def plan():
     def make(seeds=3, **options):
         return plan_grid(
-            "nowhere", options.pop("recipe", "default"), ["builtin:6"], ["builtin:9"], seeds=seeds, **options
+            "nowhere", options.pop("recipe", "end_to_end"), ["builtin:6"], ["builtin:9"], seeds=seeds, **options
         )
 
     return make
@@ -37,7 +37,7 @@ def test_runs_are_all_variants_with_every_seed(plan):
     runs = list(grid.runs())
     assert [run[:2] for run in runs[:6]] == [*((name, 7) for name in grid.variants), ("recipe", 8)] and len(runs) == 15
     assert all(recipe.training.seed == seed for _, seed, recipe in runs)
-    assert runs[-1][2] == load_recipe("default", {"seed": "9", WEIGHT: "1000"})
+    assert runs[-1][2] == load_recipe("end_to_end", {"seed": "9", WEIGHT: "1000"})
     assert grid.data.keys() == {"builtin:6"} and len(grid.eval_data["builtin:9"]) == 64
 
 
@@ -46,15 +46,15 @@ def test_values_of_any_kind_are_swept(plan):
     grid = plan(sensitivity=sensitivity)
     assert [point["value"] for point in grid.sensitivity["router.pooling"]] == ["tail", "mean", "joint"]
     assert [point["value"] for point in grid.sensitivity["optimizer.betas"]] == [[0.9, 0.99], [0.8, 0.9]]
-    assert [point["value"] for point in grid.sensitivity["objective.cost_rows"]] == [2, 4]
+    assert [point["value"] for point in grid.sensitivity["gates.cost_rows"]] == [2, 4]
     assert not any("/" in name or " " in name for name in grid.variants)
 
 
-@pytest.mark.parametrize("recipe", ["default", "paper"])
+@pytest.mark.parametrize("recipe", ["end_to_end", "paper"])
 def test_lora_only_starts_open_whatever_the_recipe_is(recipe, plan, make_backbone, tokens):
     """And nothing can move its gates: no learning rate, no noise."""
     changes = {"closed_blocks": "[2, 3]", "threshold": "0.9", "router_lr": "0.1", "optimizer.router_lr": "0.2"}
-    if recipe == "default":
+    if recipe == "end_to_end":
         changes |= {"logit_noise": "2", "gate_signal": "measured"}
     grid = plan(recipe=recipe, changes=changes)
     for name, is_open in (("lora_only", True), ("recipe", False)):
@@ -62,7 +62,7 @@ def test_lora_only_starts_open_whatever_the_recipe_is(recipe, plan, make_backbon
         model = get_routed_model(make_backbone(blocks=6), made.router, lora_config(made)).eval()
         assert bool(model(tokens(2, 9)).routes.all()) == is_open
     settings = grid.variants["lora_only"]
-    assert (settings.optimizer.router_lr, settings.objective.router_loss_weight, settings.objective.logit_noise) == (
+    assert (settings.optimizer.router_lr, settings.gates.router_loss_weight, settings.gates.logit_noise) == (
         0,
         0,
         0,
@@ -75,7 +75,7 @@ def test_no_learning_rate_is_none_at_all(make_backbone, tmp_path):
     """The cosine ends at `min_lr`, which must not be a rise from nothing; the other group is not held up."""
     from layerroute.training.trainer import RoutedTrainer
 
-    recipe = load_recipe("default", {"router_lr": "0", "min_lr": "1e-4", "steps": "4", "boundaries": "[]"})
+    recipe = load_recipe("end_to_end", {"router_lr": "0", "min_lr": "1e-4", "steps": "4", "boundaries": "[]"})
     model = get_routed_model(make_backbone(blocks=6), recipe.router, lora_config(recipe))
     empty = type("Empty", (torch.utils.data.Dataset,), {"samples": [], "__len__": lambda self: 0})()
     trainer = RoutedTrainer(model, recipe, empty, None, pad_token_id=0, checkpoints=tmp_path, data={})
@@ -89,7 +89,7 @@ def test_no_learning_rate_is_none_at_all(make_backbone, tmp_path):
     assert [routers for routers, _ in rates] == [0.0] * 4
     assert all(lora > 1e-4 for _, lora in rates)
     with pytest.raises(ConfigError, match=r"min_lr=0\.01 exceeds"):
-        load_recipe("default", {"router_lr": "0", "min_lr": "0.01"})
+        load_recipe("end_to_end", {"router_lr": "0", "min_lr": "0.01"})
 
 
 def flops_of(arm, row):

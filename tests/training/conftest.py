@@ -27,9 +27,11 @@ FAST = {
     "save_every": "2",
     "log_every": "1",
     "validation_rows": "null",
+    "lora_lr": "0.01",
+}
+GATES = {
     # far from the initial gates, so that a few updates change routes
     "router_lr": "0.05",
-    "lora_lr": "0.01",
     "tool_call": "0.5",
 }
 
@@ -53,8 +55,8 @@ def toy_data() -> Callable[..., StepDataset]:
 
 @pytest.fixture
 def fast_recipe() -> Callable[..., Recipe]:
-    def make(name: str = "default", **overrides: object) -> Recipe:
-        base = FAST if name == "default" else {k: v for k, v in FAST.items() if k != "tool_call"}
+    def make(name: str = "end_to_end", **overrides: object) -> Recipe:
+        base = FAST | {"end_to_end": GATES, "paper": {"router_lr": "0.05"}, "default": {}}[name]
         return load_recipe(name, base | {key: str(value) for key, value in overrides.items()})
 
     return make

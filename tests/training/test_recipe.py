@@ -28,9 +28,10 @@ def test_paper_is_the_publication():
     )
     assert recipe.lora.model_dump() == {"rank": 8, "alpha": 16, "dropout": 0.05}
     objective = recipe.objective
-    assert (objective.penalty, objective.router_loss_weight, objective.budgets) == ("soft_mean", 1.0, None)
+    gates = recipe.gates
+    assert (gates.penalty, gates.router_loss_weight, objective.budgets) == ("soft_mean", 1.0, None)
     assert (objective.loss_on, objective.pool_over) == ("all", "sequence")
-    assert (objective.logit_noise, objective.distillation_weight) == (0, 0)
+    assert (gates.logit_noise, objective.distillation_weight) == (0, 0)
     optimizer = recipe.optimizer
     assert (optimizer.router_lr, optimizer.lora_lr, optimizer.weight_decay) == (2e-4, 2e-4, 0.01)
     assert (optimizer.betas, optimizer.schedule, optimizer.min_lr) == ((0.9, 0.999), "cosine", 1e-6)
@@ -55,7 +56,8 @@ def test_default_follows_the_design():
     assert (router.position, router.normalize, router.window) == ("early", True, 32)
     assert (router.protect_first, router.protect_last) == (2, 1)
     assert router.boundaries == ("template",) and load_recipe("paper").router.boundaries == ()
-    assert recipe.objective.penalty == "budget"
+    assert recipe.gates is None and recipe.search is not None
+    assert load_recipe("end_to_end").gates.penalty == "budget"
     assert recipe.objective.pool_over == "prompt" and recipe.objective.loss_on == "target"
     recipe.check_blocks(30)
 
@@ -67,28 +69,28 @@ def test_packaged_recipes_state_every_key(name):
     for path in recipe_keys():
         node = values
         for part in path.split("."):
-            if node is None:  # budgets: null
+            if node is None:  # a section that is null
                 break
             assert part in node, f"{name}.yaml lacks {path}"
             node = node[part]
 
 
 def test_names():
-    assert recipe_names() == ["default", "paper"]
+    assert recipe_names() == ["default", "end_to_end", "paper"]
 
 
 def test_a_file_changes_default(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("objective:\n  budgets: {tool_call: 0.4}\ntraining: {steps: 7}\n")
+    path.write_text("objective:\n  budgets: {tool_call: 0.45}\ntraining: {steps: 7}\n")
     recipe, default = load_recipe(path), load_recipe("default")
-    assert recipe.objective.budgets.model_dump() == {"tool_call": 0.4, "planning": 0.0, "answer": 0.1}
+    assert recipe.objective.budgets.tool_call == 0.45
     assert recipe.training.steps == 7
     assert recipe.router == default.router
 
 
 def test_overrides_dotted_and_bare():
     recipe = load_recipe(
-        "default",
+        "end_to_end",
         {
             "training.steps": "20",
             "router_lr": "2e-4",
@@ -102,7 +104,7 @@ def test_overrides_dotted_and_bare():
     assert recipe.optimizer.betas == (0.8, 0.9)
     assert recipe.router.pooling == "joint"
     assert recipe.router.boundaries == ("template", "[CALL]", (7, 8))
-    soft = load_recipe("default", {"penalty": "soft_mean", "objective.budgets": "null"})
+    soft = load_recipe("end_to_end", {"penalty": "soft_mean", "objective.budgets": "null"})
     assert soft.objective.budgets is None
 
 
@@ -118,11 +120,15 @@ def test_recipe_survives_json():
         ({"router.treshold": "1"}, r"unknown recipe key 'router.treshold' \(did you mean 'router.threshold'\?\)"),
         ({"xyzzy": "1"}, r"unknown recipe key 'xyzzy'; known: router\.position"),
         ({"threshold": "2"}, r"recipe default, router: threshold=2: Input should be less than 1"),
-        ({"penalty": "soft"}, r"objective: penalty='soft': Input should be 'soft_mean' or 'budget'"),
         ({"steps": "many"}, r"training: steps='many': Input should be a valid integer"),
         ({"steps": "[1"}, r"training\.steps='\[1' is not valid YAML"),
-        ({"objective.budgets": "null"}, r"penalty='budget' needs budgets"),
-        ({"penalty": "soft_mean"}, r"penalty='soft_mean' obeys no budgets"),
+        ({"objective.budgets": "null"}, r"search needs budgets"),
+        ({"search": "null"}, r"search and gates: both are null"),
+        ({"router_lr": "0.1"}, r"optimizer\.router_lr=0\.1 with search: .*router_lr=null"),
+        ({"closed_blocks": "[3]"}, r"search with .*closed_blocks=\[3\]: it needs .*closed_blocks=\[\]"),
+        ({"boundaries": "[]", "position": "block"}, r"search with router\.position='block'"),
+        ({"boundaries": "[]", "pool_over": "sequence"}, r"pool_over='sequence' with search"),
+        ({"direct_call": "0.5"}, r"direct_call=0\.5 exceeds tool_call=0\.4"),
         ({"tool_call": "1.5"}, r"objective\.budgets: tool_call=1\.5: Input should be less than or equal to 1"),
         ({"betas": "[1, 0.9]"}, r"betas=\[1\.0, 0\.9\]"),
         ({"min_lr": "1"}, r"min_lr=1\.0 exceeds"),
@@ -138,6 +144,22 @@ def test_recipe_survives_json():
 def test_mistakes_are_named(overrides, message):
     with pytest.raises(ConfigError, match=message):
         load_recipe("default", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"penalty": "soft"}, r"gates: penalty='soft': Input should be 'soft_mean' or 'budget'"),
+        ({"objective.budgets": "null"}, r"penalty='budget' needs budgets"),
+        ({"penalty": "soft_mean"}, r"penalty='soft_mean' obeys no budgets"),
+        ({"direct_call": "0.1"}, r"direct_call=0\.1 with gates: .*use direct_call=null"),
+        ({"router_lr": "null"}, r"optimizer\.router_lr=null with gates: give a learning rate"),
+        ({"cost_rows": "null"}, r"cost_rows=None with gate_signal='measured'"),
+    ],
+)
+def test_mistakes_with_gates_are_named(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("end_to_end", overrides)
 
 
 def test_mistakes_in_files(tmp_path):

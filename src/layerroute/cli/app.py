@@ -22,7 +22,7 @@ from layerroute.errors import Interrupted, LayerRouteError
 
 __all__ = ["main", "print_result"]
 
-_COMMANDS = ("ablate", "benchmark", "calibrate", "demo", "evaluate", "generate", "info", "report", "train")
+_COMMANDS = ("ablate", "benchmark", "calibrate", "data", "demo", "evaluate", "generate", "info", "report", "train")
 
 
 class _Commands(click.Group):

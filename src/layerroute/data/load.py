@@ -121,7 +121,7 @@ def _source(
         held = _first(hub_steps(spec, skipped, streaming=limit is not None), limit)
     elif name in CONVERTERS and rest:
         held, file = _converted(name, rest, skipped if name in DIRTY else None), Path(rest)
-    elif spec.endswith((".jsonl", ".jsonl.gz")) or Path(spec).is_file():
+    elif Path(spec).is_file() or (spec.endswith((".jsonl", ".jsonl.gz")) and not rest):
         return lambda: read_steps(spec), Path(spec)
     else:
         raise DataError(f"unknown data {spec!r}; use {_known()}")

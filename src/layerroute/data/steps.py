@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import random
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any, cast
@@ -124,9 +126,24 @@ def _target(target: Any, step_type: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text or None, "tool_calls": calls, **open_turn}
 
 
-def _open(path: Path, mode: str) -> IO[str]:
+def _open(path: Path) -> IO[str]:
     opener = gzip.open if path.suffix == ".gz" else open
-    return cast("IO[str]", opener(path, mode, encoding="utf-8"))
+    return cast("IO[str]", opener(path, "rt", encoding="utf-8"))
+
+
+@contextmanager
+def _create(path: Path) -> Iterator[IO[str]]:
+    if path.suffix != ".gz":
+        with open(path, "w", encoding="utf-8") as file:
+            yield file
+        return
+    # with neither name nor time in its header, for a digest says whether data is the same
+    with (
+        open(path, "wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8") as file,
+    ):
+        yield file
 
 
 def read_json_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
@@ -139,7 +156,7 @@ def read_json_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
     """
     path, number = Path(path), 0
     try:
-        with _open(path, "rt") as file:
+        with _open(path) as file:
             for number, value in _json_values(path, file):
                 yield number, value
     except FileNotFoundError:
@@ -187,9 +204,12 @@ def read_steps(path: str | Path) -> Iterator[Step]:
 
 
 def write_steps(path: str | Path, steps: Iterable[Step]) -> int:
-    """Write steps as JSON lines, gzipped where the name ends in `.gz`; returns their number."""
+    """Write steps as JSON lines, gzipped where the name ends in `.gz`; returns their number.
+
+    Equal steps give equal bytes.
+    """
     count = 0
-    with _open(Path(path), "wt") as file:
+    with _create(Path(path)) as file:
         for step in steps:
             file.write(json.dumps(step.to_row(), ensure_ascii=False) + "\n")
             count += 1

@@ -30,12 +30,14 @@ from layerroute.data.collate import StepCollator
 from layerroute.data.render import Sample
 from layerroute.data.steps import STEP_TYPES
 from layerroute.errors import DataError
+from layerroute.evaluation.influence import block_influence
 from layerroute.evaluation.measure import as_row, batches, bits, finite, score, skip_points
-from layerroute.evaluation.predictors import LengthRule, Probe, router_vectors
-from layerroute.evaluation.removal import block_influence, greedy_order, losses_without
+from layerroute.evaluation.predictors import LengthRule, Probe
+from layerroute.evaluation.stats import Array
+from layerroute.model.deciding import router_vectors
 from layerroute.model.routed import RoutedModel
 from layerroute.runtime.cost import executed_flops
-from layerroute.training.removal import choose_rows
+from layerroute.training.removal import choose_rows, greedy_order, losses_without
 
 __all__ = ["ARMS", "KINDS", "Baselines", "choose", "measure_baselines", "reached_rates"]
 
@@ -194,15 +196,23 @@ def _orders(
     for kind, depth in depths.items():
         names = [name for name in KINDS[kind] if name in parts] or list(parts)
         _LOG.info("choosing baselines: %d blocks to leave out for %s", depth, kind)
-        mean = torch.stack([alone[name] for name in names]).mean(0)
-        orders[kind] = greedy_order(model, [parts[name] for name in names], mean, depth)
+        mean = torch.stack([alone[name] for name in names]).mean(0).tolist()
+        ranked = dict(zip(model.routable, mean, strict=True))
+        orders[kind] = greedy_order(model, [parts[name] for name in names], ranked, depth)
     return orders
 
 
 def _fit_probe(model: RoutedModel, samples: Sequence[Sample], collator: StepCollator) -> Probe:
     groups = list(batches(samples))
-    vectors = torch.cat([router_vectors(model, _batch(model, collator, group)) for group in groups])
-    return Probe.fit(vectors.double().cpu().numpy(), _is_call([sample for group in groups for sample in group]))
+    vectors = np.concatenate([_vectors(model, _batch(model, collator, group)) for group in groups])
+    return Probe.fit(vectors, _is_call([sample for group in groups for sample in group]))
+
+
+def _vectors(model: RoutedModel, batch: Mapping[str, Tensor]) -> Array:
+    """What the routers read to decide the first route of each row, float64 `[B, width]`."""
+    read = router_vectors(model, batch["input_ids"], batch["attention_mask"], batch["context_mask"])
+    vectors: Array = read[:, 0].double().cpu().numpy()
+    return vectors
 
 
 def measure_baselines(
@@ -219,7 +229,7 @@ def measure_baselines(
         baselines: what `choose` gave.
     """
     batch = _batch(model, collator, samples)
-    probed = baselines.probe.predict(router_vectors(model, batch).double().cpu().numpy())
+    probed = baselines.probe.predict(_vectors(model, batch))
     routes = [
         {arm: baselines.route(arm, sample.id, baselines.kind(arm, sample, bool(call))) for arm in ARMS}
         for sample, call in zip(samples, probed, strict=True)

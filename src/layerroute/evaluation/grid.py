@@ -30,19 +30,20 @@ FORMAT_VERSION = 1
 SEED = 0
 """Of every evaluation, so that all measure the same rows."""
 
-_WITHOUT = {
+_OPEN = {
     # gates start open and have neither a gradient that matters nor noise nor a penalty: nothing ever closes one
-    "lora_only": {
+    "gates": {
         "router.closed_blocks": "[]",
         "router.threshold": "0.5",
-        "objective.gate_signal": "straight_through",
-        "objective.cost_rows": "null",
-        "objective.router_loss_weight": "0",
-        "objective.logit_noise": "0",
+        "gates.gate_signal": "straight_through",
+        "gates.cost_rows": "null",
+        "gates.router_loss_weight": "0",
+        "gates.logit_noise": "0",
         "optimizer.router_lr": "0",
     },
-    "routers_only": {"optimizer.lora_lr": "0"},
+    "search": {f"objective.budgets.{kind}": "0" for kind in ("direct_call", "tool_call", "planning", "answer")},
 }
+"""Changes that leave LoRA alone at work, by how routes are learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +136,8 @@ def plan_grid(
     changes = dict(changes or {})
     own = load_recipe(recipe, changes)
     variants = {"recipe": own}
-    for name, without in _WITHOUT.items():
-        variants[name] = load_recipe(recipe, changes | without)
+    variants["lora_only"] = load_recipe(recipe, changes | _OPEN["gates" if own.gates else "search"])
+    variants["routers_only"] = load_recipe(recipe, changes | {"optimizer.lora_lr": "0"})
     points = {}
     for key, texts in (sensitivity or {}).items():
         path, values = _leaf(key), _values(key, texts)

@@ -6,57 +6,15 @@ one number. Boundary: arrays and routers' vectors in, yes or no out; what a gues
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from scipy import optimize, special
-from torch import Tensor, nn
 
 from layerroute.evaluation.stats import Array
-from layerroute.model.deciding import last_tokens
-from layerroute.model.routed import RoutedModel
 
-__all__ = ["LengthRule", "Probe", "router_vectors"]
-
-
-@torch.no_grad()
-def router_vectors(model: RoutedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """What the routers read to decide the first route of each row, float32 `[B, width]`; nothing above is run.
-
-    Routers that sit at each block read another vector each; of those it is the first router's.
-
-    Args:
-        model: in evaluation mode.
-        batch: of `StepCollator`, on the model's device.
-    """
-    ids, mask, context = batch["input_ids"], batch["attention_mask"], batch["context_mask"]
-    if model.router_config.context == "window":
-        ids, mask = last_tokens(ids, context, model.router_config.window)
-        context = mask.bool()
-    reader = _Reader(model, context)
-    model.structure.decoder(input_ids=ids, attention_mask=mask, use_cache=False, routing=reader)
-    return reader.vector.float()
-
-
-class _Reader:
-    """Runs the blocks below the first router, and keeps what it reads."""
-
-    def __init__(self, model: RoutedModel, context: Tensor) -> None:
-        self.routers = model.routers
-        self.context = context
-        self.vector = torch.empty(0)
-
-    def run(self, index: int, block: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        if index > self.routers.routable[0]:
-            return hidden
-        if index == self.routers.routable[0]:
-            self.vector = self.routers.read(hidden, self.context)
-            return hidden
-        output: Tensor = block(hidden, **kwargs)
-        return output
+__all__ = ["LengthRule", "Probe"]
 
 
 @dataclass(frozen=True)

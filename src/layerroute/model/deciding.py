@@ -7,19 +7,27 @@ window on its own; otherwise it is decided on the way, or by a probe that runs n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerroute.errors import ConfigError
-from layerroute.model.router import Gates, tail_mask
+from layerroute.model.router import Gates, Routers, tail_mask
 from layerroute.model.routing import RouteProbe, stack_segments
 
 if TYPE_CHECKING:
     from layerroute.model.routed import RoutedModel
 
-__all__ = ["attended_segments", "forced_gates", "known_gates", "probed_gates", "prompt_context", "segment_contexts"]
+__all__ = [
+    "attended_segments",
+    "forced_gates",
+    "known_gates",
+    "probed_gates",
+    "prompt_context",
+    "router_vectors",
+    "segment_contexts",
+]
 
 
 def prompt_context(input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> Tensor:
@@ -109,6 +117,52 @@ def probed_gates(
         return known
     probe = RouteProbe(model.routers, contexts, threshold=threshold, segment_ids=segment_ids)
     return _run(model, input_ids, attention_mask, probe)
+
+
+@torch.no_grad()
+def router_vectors(
+    model: RoutedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    context_mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+) -> Tensor:
+    """What the routers read at every decision, float32 `[batch, segments, width]`; nothing above the decision is run.
+
+    Routers that sit at each block read another vector each; of those it is the first router's. A segment that a row
+    does not have gets a vector without meaning.
+    """
+    first = prompt_context(input_ids, attention_mask, None) if context_mask is None else context_mask.bool()
+    contexts = segment_contexts(model, first, attention_mask, attended_segments(segment_ids, attention_mask))
+    if model.router_config.context == "full":
+        reader = _Reader(model.routers, contexts)
+        model.structure.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, routing=reader)
+        return reader.vectors
+    vectors = []
+    for context in contexts:
+        ids, mask = last_tokens(input_ids, context, model.router_config.window)
+        reader = _Reader(model.routers, [mask.bool()])
+        model.structure.decoder(input_ids=ids, attention_mask=mask, use_cache=False, routing=reader)
+        vectors.append(reader.vectors)
+    return torch.cat(vectors, dim=1)
+
+
+class _Reader:
+    """Runs the blocks below the first router, and keeps what it reads."""
+
+    def __init__(self, routers: Routers, contexts: Sequence[Tensor]) -> None:
+        self.routers = routers
+        self.contexts = contexts
+        self.vectors = torch.empty(0)
+
+    def run(self, index: int, block: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        if index > self.routers.routable[0]:
+            return hidden
+        if index == self.routers.routable[0]:
+            self.vectors = torch.stack([self.routers.read(hidden, context) for context in self.contexts], 1).float()
+            return hidden
+        output: Tensor = block(hidden, **kwargs)
+        return output
 
 
 def _run(model: RoutedModel, input_ids: Tensor, attention_mask: Tensor | None, probe: RouteProbe) -> Gates:

@@ -261,9 +261,9 @@ class RoutedModel(nn.Module):
         contexts = segment_contexts(self, context, attention_mask, segment_ids)
         gates = known_gates(self, input_ids, contexts, routes, noise=logit_noise, segment_ids=segment_ids)
         settings: dict[str, Any] = {"noise": logit_noise, "segment_ids": segment_ids}
-        if self.training:
-            if kwargs.get("use_cache"):
-                raise ConfigError("use_cache=True in training mode: masked training keeps no cache; call eval() first")
+        if self.training and kwargs.get("use_cache"):
+            raise ConfigError("use_cache=True in training mode: training keeps no cache; call eval() first")
+        if self.training and routes is None:  # a forced route has no gate to train: closed blocks are not called
             inputs["use_cache"] = False
             routing: Routing = MaskedRouting(self.routers, contexts, gates, gate_gradient=gate_gradient, **settings)
             return self._run(inputs, routing, segment_ids)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["LogFile", "LogLines", "ProgressBar", "StopOnSignal"]
+__all__ = ["BeforeEvaluation", "LogFile", "LogLines", "ProgressBar", "StopOnSignal"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -70,6 +71,20 @@ class LogLines(TrainerCallback):
         if state.is_world_process_zero and "loss" in event:
             shown = ", ".join(f"{name} {event[name]:.3f}" for name in _SHOWN if name in event)
             _LOG.info("update %d of %d: %s", event["step"], state.max_steps, shown)
+
+
+class BeforeEvaluation(TrainerCallback):
+    """Calls something after the last update, and after any other that an evaluation follows."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Call it if this update is one of those."""
+        every = int(args.eval_steps or 0) if args.eval_strategy == "steps" else 0
+        evaluated = every and state.global_step % every == 0
+        if evaluated or state.global_step == state.max_steps:
+            self.call()
 
 
 class StopOnSignal(TrainerCallback):

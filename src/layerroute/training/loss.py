@@ -18,7 +18,7 @@ from layerroute.training import objective
 from layerroute.training.meter import Means
 from layerroute.training.recipe import Recipe
 
-__all__ = ["MODEL_INPUTS", "RoutedLoss"]
+__all__ = ["MODEL_INPUTS", "RoutedLoss", "full_depth_divergence"]
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "context_mask", "segment_ids")
 """The keys of a batch that the model takes; labels and step types stay with the loss."""
@@ -32,33 +32,47 @@ class RoutedLoss:
 
     Args:
         recipe: every weight and schedule.
+        measure_costs: measures what each block is worth to each step type, on so many rows (see `removal_costs`).
         reduce: adds a tensor up over all processes.
         processes: how many there are; gradients are averaged over them.
         device: the model's.
     """
 
     def __init__(
-        self, recipe: Recipe, reduce: Callable[[Tensor], Tensor], processes: int, device: torch.device
+        self,
+        recipe: Recipe,
+        measure_costs: Callable[[int], Tensor],
+        reduce: Callable[[Tensor], Tensor],
+        processes: int,
+        device: torch.device,
     ) -> None:
+        assert recipe.gates is not None
         self.settings = recipe.objective
+        self.gates = recipe.gates
         self.updates = recipe.training.updates
+        self.measure_costs = measure_costs
         self.reduce = reduce
         self.processes = processes
         self.means = Means()
         self.running = torch.full((len(STEP_TYPES),), float("nan"), device=device)
         """float32 `[K]`: running skip rate per step type, NaN where none was seen."""
         self.costs: Tensor | None = None
-        """float32 `[K, blocks]`: see `removal_costs`; needed before the first batch with `gate_signal="measured"`."""
+        """float32 `[K, blocks]`: see `removal_costs`; measured before the first batch with `gate_signal="measured"`."""
 
     def budgets(self, step: int) -> dict[str, float]:
         """Skip budget per step type at update `step`; empty without budgets."""
-        goals = self.settings.budgets.model_dump() if self.settings.budgets else {}
+        goals = self.settings.budgets.model_dump(include=set(STEP_TYPES)) if self.settings.budgets else {}
         ramp = self.settings.ramp_share * self.updates
         return {name: objective.budget_at(step, goal, ramp) for name, goal in goals.items()}
 
+    def figures(self, step: int) -> dict[str, float]:
+        """What the log says of update `step` beside the means: budgets and noise."""
+        budgets = {f"budget_{name}": budget for name, budget in self.budgets(step).items()}
+        return {**budgets, "logit_noise": self.noise(step)}
+
     def noise(self, step: int) -> float:
         """Scale of the logit noise at update `step`."""
-        return objective.noise_at(step, self.settings.logit_noise, self.settings.noise_share * self.updates)
+        return objective.noise_at(step, self.gates.logit_noise, self.gates.noise_share * self.updates)
 
     def __call__(
         self,
@@ -85,11 +99,16 @@ class RoutedLoss:
         settings = self.settings
         positions, targets = objective.loss_tokens(inputs["labels"])
         batch = {name: inputs[name] for name in MODEL_INPUTS}
-        measured = settings.gate_signal == "measured"
+        measured = self.gates.gate_signal == "measured"
+        if measured and self.costs is None:
+            assert self.gates.cost_rows is not None
+            self.costs = self.measure_costs(self.gates.cost_rows)
         out = model(**batch, logit_noise=self.noise(step), gate_gradient=not measured, logits_to_keep=positions)
         wanted = targets != -100
         cross_entropy = objective.cross_entropy_sum(out.logits[wanted], targets[wanted])
-        distillation = self._distillation(routed, batch, positions, targets, out)
+        distillation = torch.zeros_like(cross_entropy)
+        if settings.distillation_weight:
+            distillation = full_depth_divergence(routed, batch, positions, targets, out)
         present = inputs["segment_types"] >= 0
         gates, gate_probs, types = out.gates[present], out.gate_probs[present], inputs["segment_types"][present]
         penalty = self._penalty(gates, gate_probs, types, step)
@@ -98,7 +117,7 @@ class RoutedLoss:
         update_tokens = own_tokens if tokens is None else tokens
         lm_loss = (cross_entropy + settings.distillation_weight * distillation) / update_tokens
         # gradients are averaged over processes, where the sum is meant
-        routing_loss = settings.router_loss_weight * penalty + gate_cost
+        routing_loss = self.gates.router_loss_weight * penalty + gate_cost
         loss = self.processes * lm_loss + routing_loss / micro_batches
         self.means.add("cross_entropy", cross_entropy, own_tokens)
         self.means.add("distillation", distillation, own_tokens)
@@ -112,30 +131,16 @@ class RoutedLoss:
         assert self.costs is not None
         return objective.gate_cost(gates, self.costs, types)
 
-    def _distillation(
-        self, routed: RoutedModel, batch: dict[str, Tensor], positions: Tensor, targets: Tensor, out: Any
-    ) -> Tensor:
-        """Summed divergence from the full-depth pass, over the loss tokens of the rows that skip in any segment."""
-        rows = (~out.routes).flatten(1).any(1).nonzero().squeeze(1)
-        if not self.settings.distillation_weight or not len(rows):
-            return torch.zeros((), device=out.logits.device)
-        skipping = {name: value[rows] for name, value in batch.items()}
-        routed.eval()  # the teacher has no dropout
-        with torch.no_grad(), routed.disable_routing():
-            teacher = routed(**skipping, logits_to_keep=positions, use_cache=False).logits
-        routed.train()
-        return objective.distillation_loss(out.logits[rows], teacher, targets[rows])
-
     def _penalty(self, gates: Tensor, gate_probs: Tensor, types: Tensor, step: int) -> Tensor:
         """The penalty of decisions: gates and their probabilities float32 `[n, blocks]`, step types int64 `[n]`."""
         sums, counts = objective.skip_sums(gates, types, len(STEP_TYPES))
         for index, name in enumerate(STEP_TYPES):
             self.means.add(f"skip_rate_{name}", sums[index], counts[index])
-        if self.settings.penalty == "soft_mean":
+        if self.gates.penalty == "soft_mean":
             return objective.soft_mean_penalty(gate_probs)
         totals, rows = self.reduce(torch.stack([sums.detach(), counts]))
         shared = rows.clamp(min=1)
-        self.running = objective.running_rates(self.running, totals / shared, rows, self.settings.statistic_decay)
+        self.running = objective.running_rates(self.running, totals / shared, rows, self.gates.statistic_decay)
         # the local part of the mean over all processes, times their number because gradients are averaged
         rates = sums * self.processes / shared
         budgets = torch.tensor([self.budgets(step)[name] for name in STEP_TYPES], device=rates.device)
@@ -152,3 +157,27 @@ class RoutedLoss:
         self.running = torch.tensor(rates, device=self.running.device)
         costs = state["removal_costs"]
         self.costs = None if costs is None else torch.tensor(costs, device=self.running.device)
+
+
+def full_depth_divergence(
+    routed: RoutedModel, batch: Mapping[str, Tensor], positions: Tensor, targets: Tensor, out: RoutedOutput
+) -> Tensor:
+    """Summed divergence from the same weights' full-depth pass, over the loss tokens of rows that skip in any segment.
+
+    Args:
+        routed: in training mode.
+        batch: what the model takes.
+        positions: of the loss tokens, and `targets` there (see `objective.loss_tokens`).
+        targets: int64 `[B, P]`.
+        out: what the model gave for the batch under its routes.
+    """
+    assert out.routes is not None and out.logits is not None
+    rows = (~out.routes).flatten(1).any(1).nonzero().squeeze(1)
+    if not len(rows):
+        return torch.zeros((), device=out.logits.device)
+    skipping = {name: value[rows] for name, value in batch.items()}
+    routed.eval()  # the teacher has no dropout
+    with torch.no_grad(), routed.disable_routing():
+        teacher = routed(**skipping, logits_to_keep=positions, use_cache=False).logits
+    routed.train()
+    return objective.distillation_loss(out.logits[rows], teacher, targets[rows])

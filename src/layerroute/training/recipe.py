@@ -18,7 +18,14 @@ from pydantic import BaseModel, model_validator
 
 from layerroute.config import RouterConfig, Settings, nearest
 from layerroute.errors import ConfigError
-from layerroute.training.settings import LoraSettings, ObjectiveSettings, OptimizerSettings, TrainingSettings
+from layerroute.training.settings import (
+    GateSettings,
+    LoraSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+    SearchSettings,
+    TrainingSettings,
+)
 
 __all__ = ["Recipe", "load_recipe", "recipe_keys", "recipe_names"]
 
@@ -29,6 +36,10 @@ class Recipe(Settings):
     router: RouterConfig
     lora: LoraSettings
     objective: ObjectiveSettings
+    search: SearchSettings | None
+    """How routes are searched, or null with `gates`."""
+    gates: GateSettings | None
+    """How gates are trained end to end, or null with `search`."""
     optimizer: OptimizerSettings
     training: TrainingSettings
 
@@ -40,7 +51,47 @@ class Recipe(Settings):
                 "read the whole sequence have nothing to decide again at a boundary; use pool_over='prompt', or "
                 "boundaries=[]"
             )
+        if (self.search is None) == (self.gates is None):
+            both = "both are given" if self.search else "both are null"
+            raise ValueError(
+                f"search and gates: {both}; routes are either searched (gates=null, recipe `default`) or trained end "
+                "to end (search=null, recipe `end_to_end`)"
+            )
+        if self.gates is None:
+            self._check_search()
+        else:
+            self._check_gates(self.gates)
         return self
+
+    def _check_search(self) -> None:
+        if self.objective.budgets is None:
+            raise ValueError("search needs budgets; give objective.budgets.tool_call and the others")
+        if self.optimizer.router_lr is not None:
+            raise ValueError(
+                f"optimizer.router_lr={self.optimizer.router_lr} with search: routers are fitted to the searched "
+                "routes, not trained by gradient; use router_lr=null, or recipe `end_to_end`"
+            )
+        if self.router.position == "block" or self.router.closed_blocks:
+            raise ValueError(
+                f"search with router.position={self.router.position!r} and router.closed_blocks="
+                f"{list(self.router.closed_blocks)}: it needs position='early' and closed_blocks=[]"
+            )
+        if self.objective.pool_over == "sequence":
+            raise ValueError("objective.pool_over='sequence' with search: routers are fitted to prompts; use 'prompt'")
+
+    def _check_gates(self, gates: GateSettings) -> None:
+        budgets = self.objective.budgets
+        if gates.penalty == "budget" and budgets is None:
+            raise ValueError("penalty='budget' needs budgets; give budgets.tool_call, budgets.planning, budgets.answer")
+        if gates.penalty == "soft_mean" and budgets is not None:
+            raise ValueError("penalty='soft_mean' obeys no budgets; set budgets=null, or penalty='budget'")
+        if budgets is not None and budgets.direct_call is not None:
+            raise ValueError(
+                f"objective.budgets.direct_call={budgets.direct_call} with gates: they know step types alone, and take "
+                "the prompt of a call as tool_call; use direct_call=null"
+            )
+        if self.optimizer.router_lr is None:
+            raise ValueError("optimizer.router_lr=null with gates: give a learning rate; 0 keeps routers as they start")
 
     def check_blocks(self, blocks: int) -> None:
         """Refuse what a backbone of `blocks` blocks cannot do.
@@ -52,7 +103,7 @@ class Recipe(Settings):
         if self.objective.budgets is None:
             return
         for step_type, budget in self.objective.budgets.model_dump().items():
-            if budget > routable / blocks:
+            if budget is not None and budget > routable / blocks:
                 raise ConfigError(
                     f"objective.budgets.{step_type}={budget}: only {routable} of this backbone's {blocks} blocks may "
                     f"be skipped (protect_first={self.router.protect_first}, protect_last={self.router.protect_last}), "

@@ -11,7 +11,15 @@ from pydantic import Field, model_validator
 
 from layerroute.config import Settings
 
-__all__ = ["Budgets", "LoraSettings", "ObjectiveSettings", "OptimizerSettings", "TrainingSettings"]
+__all__ = [
+    "Budgets",
+    "GateSettings",
+    "LoraSettings",
+    "ObjectiveSettings",
+    "OptimizerSettings",
+    "SearchSettings",
+    "TrainingSettings",
+]
 
 
 class LoraSettings(Settings):
@@ -28,15 +36,70 @@ class LoraSettings(Settings):
 
 
 class Budgets(Settings):
-    """Share of ALL blocks, protected ones counted, that each step type is to skip."""
+    """Share of ALL blocks, protected ones counted, that each kind of decision is to skip."""
 
     tool_call: float = Field(ge=0, le=1)
+    """Of a call, from the boundary that opens it on; of its prompt too where there is no boundary."""
+
+    direct_call: float | None = Field(ge=0, le=1)
+    """Of the prompt of a call that no thought precedes, up to its boundary; null: as `tool_call`."""
+
     planning: float = Field(ge=0, le=1)
     answer: float = Field(ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Budgets:
+        if self.direct_call is not None and self.direct_call > self.tool_call:
+            raise ValueError(
+                f"direct_call={self.direct_call} exceeds tool_call={self.tool_call}, but a route may only close blocks "
+                "at a boundary; lower direct_call"
+            )
+        return self
+
 
 class ObjectiveSettings(Settings):
-    """What is minimised: cross-entropy + `router_loss_weight` * penalty + `distillation_weight` * divergence."""
+    """What is minimised, and how much may be skipped."""
+
+    budgets: Budgets | None
+    """Skip budget of each kind of decision; null where the gates' penalty aims at nothing (`gates.penalty`)."""
+
+    ramp_share: float = Field(ge=0, le=1)
+    """Share of the run over which the budgets rise linearly from 0 to their values."""
+
+    distillation_weight: float = Field(ge=0)
+    """Weight of the divergence from the same model with all blocks running, on rows that skip; 0 saves that pass."""
+
+    loss_on: Literal["target", "all"]
+    """Which tokens the cross-entropy counts: the assistant step alone, or the prompt too."""
+
+    pool_over: Literal["prompt", "sequence"]
+    """Which tokens the routers read: those before the step, or the step too (which no inference can do)."""
+
+
+class SearchSettings(Settings):
+    """Search, heal, route: a few routes are searched, LoRA is trained under them, routers are fitted to choose them."""
+
+    warmup_share: float = Field(ge=0, lt=1)
+    """Share of the run in which LoRA is trained at full depth, before any block is left out."""
+
+    rows: int = Field(ge=1)
+    """Rows of each kind of decision on which removals are tried."""
+
+    rounds: int = Field(ge=1)
+    """In how many parts a kind's blocks are searched, each on the model that was healed of the parts before."""
+
+    fit_rows: int = Field(ge=1)
+    """Rows of each step type, at most, whose decisions the routers are fitted to."""
+
+    fit_decay: float = Field(gt=0)
+    """Weight of the routers' squared weights in that fit."""
+
+    open_weight: float = Field(gt=0)
+    """How much more that fit minds a block closed that should run than a block run that could be left out."""
+
+
+class GateSettings(Settings):
+    """End to end: gates are trained with the loss, which adds `router_loss_weight` * penalty."""
 
     penalty: Literal["soft_mean", "budget"]
     """`soft_mean`: the mean gate probability (the publication). `budget`: squared distance of the executed gates' skip
@@ -44,12 +107,6 @@ class ObjectiveSettings(Settings):
 
     router_loss_weight: float = Field(ge=0)
     """Weight of the penalty."""
-
-    budgets: Budgets | None
-    """What `penalty="budget"` aims at; null with `soft_mean`, which aims at nothing."""
-
-    ramp_share: float = Field(ge=0, le=1)
-    """Share of the run over which the budgets rise linearly from 0 to their values."""
 
     statistic_decay: float = Field(ge=0, lt=1)
     """How much of the running skip rate a micro-batch keeps, for the budget penalty; 0 looks at one batch only."""
@@ -67,34 +124,22 @@ class ObjectiveSettings(Settings):
     noise_share: float = Field(ge=0, le=1)
     """Share of the run over which the noise falls linearly to none."""
 
-    distillation_weight: float = Field(ge=0)
-    """Weight of the divergence from the same model with all blocks running, on rows that skip; 0 saves that pass."""
-
-    loss_on: Literal["target", "all"]
-    """Which tokens the cross-entropy counts: the assistant step alone, or the prompt too."""
-
-    pool_over: Literal["prompt", "sequence"]
-    """Which tokens the routers read: those before the step, or the step too (which no inference can do)."""
-
     @model_validator(mode="after")
-    def _consistent(self) -> ObjectiveSettings:
-        if self.penalty == "budget" and self.budgets is None:
-            raise ValueError("penalty='budget' needs budgets; give budgets.tool_call, budgets.planning, budgets.answer")
+    def _consistent(self) -> GateSettings:
         if (self.gate_signal == "measured") == (self.cost_rows is None):
             raise ValueError(
                 f"cost_rows={self.cost_rows} with gate_signal={self.gate_signal!r}: 'measured' needs a number of rows, "
                 "'straight_through' takes cost_rows=null"
             )
-        if self.penalty == "soft_mean" and self.budgets is not None:
-            raise ValueError("penalty='soft_mean' obeys no budgets; set budgets=null, or penalty='budget'")
         return self
 
 
 class OptimizerSettings(Settings):
     """AdamW, with one learning rate for the routers and one for LoRA."""
 
-    router_lr: float = Field(ge=0)
-    """Peak learning rate of the routers; 0 keeps them as they start, whatever `min_lr` is."""
+    router_lr: float | None = Field(ge=0)
+    """Peak learning rate of the routers; 0 keeps them as they start, whatever `min_lr` is. null where they are fitted
+    to searched routes instead."""
 
     lora_lr: float = Field(ge=0)
     """Peak learning rate of LoRA; 0 keeps it as it starts, without effect, whatever `min_lr` is."""
@@ -117,7 +162,7 @@ class OptimizerSettings(Settings):
     def _consistent(self) -> OptimizerSettings:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)}: both must be at least 0 and less than 1")
-        if any(0 < peak < self.min_lr for peak in (self.router_lr, self.lora_lr)):
+        if any(0 < peak < self.min_lr for peak in (self.router_lr or 0, self.lora_lr)):
             raise ValueError(f"min_lr={self.min_lr} exceeds router_lr={self.router_lr} or lora_lr={self.lora_lr}")
         return self
 
@@ -159,6 +204,10 @@ class TrainingSettings(Settings):
 
     length_window: int = Field(ge=1)
     """Micro-batches among which rows are sorted by length, to pad less; 1 sorts nothing."""
+
+    mixed_types: bool
+    """Whether every micro-batch holds the step types in turn, each sorted by length among its own; otherwise rows of
+    like length meet whatever their type, which pads least."""
 
     seed: int = Field(ge=0, lt=2**32)
     log_every: int = Field(ge=1)

@@ -28,13 +28,17 @@ from layerroute.errors import TrainingError
 from layerroute.model.adapter import fingerprint, read_config
 from layerroute.model.routed import RoutedModel
 from layerroute.training import objective
-from layerroute.training.callbacks import LogLines, ProgressBar
+from layerroute.training.bank import Bank
+from layerroute.training.callbacks import BeforeEvaluation, LogLines, ProgressBar
 from layerroute.training.checkpoints import last_checkpoint
+from layerroute.training.fit import fit_routers, read_decisions
 from layerroute.training.loss import RoutedLoss
 from layerroute.training.meter import Means
 from layerroute.training.recipe import Recipe
 from layerroute.training.removal import choose_rows, removal_costs
 from layerroute.training.sampler import StepSampler
+from layerroute.training.search import extend_bank, kinds_of
+from layerroute.training.told import ToldLoss
 from layerroute.training.validation import measure_batch
 
 __all__ = ["RoutedTrainer"]
@@ -67,7 +71,7 @@ def _arguments(
         report_to=list(settings.report_to) or "none",
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=recipe.search is not None,  # a block that every row leaves out has no gradient
         disable_tqdm=not progress,
         use_cpu=not torch.cuda.is_available() and device.type == "cpu",  # a GPU, or wherever the model is
     )
@@ -124,9 +128,10 @@ class RoutedTrainer(Trainer):
         for default in (PrinterCallback, ProgressCallback):  # both print logs to stdout
             self.remove_callback(default)
         self.add_callback(ProgressBar() if progress else LogLines())
+        self.add_callback(BeforeEvaluation(self.fit_routers))
         # compute_loss divides by the tokens of the whole accumulated batch itself
         self.loss_is_scaled_for_ga = True
-        self.routed_loss = RoutedLoss(recipe, self._reduce, self.accelerator.num_processes, self.args.device)
+        self.routed_loss = self._make_loss(model)
 
     # --- loss --------------------------------------------------------------------------------------------------
 
@@ -150,8 +155,6 @@ class RoutedTrainer(Trainer):
         Raises:
             TrainingError: the loss is not finite.
         """
-        if self.recipe.objective.gate_signal == "measured" and self.routed_loss.costs is None:
-            self.routed_loss.costs = self._measure_costs()
         loss, out = self.routed_loss(
             model,
             self.accelerator.unwrap_model(model),
@@ -163,12 +166,35 @@ class RoutedTrainer(Trainer):
         self._require_finite(loss, "loss")
         return (loss, out) if return_outputs else loss
 
-    def _measure_costs(self) -> Tensor:
-        settings, model = self.recipe.objective, self.accelerator.unwrap_model(self.model)
-        assert settings.cost_rows is not None and isinstance(self.data_collator, StepCollator)
-        rows = choose_rows(self.samples, settings.cost_rows, self.recipe.training.seed)
-        _LOG.info("measuring what each block is worth to each step type (%d rows a type)", settings.cost_rows)
-        return removal_costs(model, rows, self.data_collator)
+    def _make_loss(self, model: RoutedModel) -> RoutedLoss | ToldLoss:
+        rank_sum, processes = self._reduce, self.accelerator.num_processes
+        if self.recipe.search is not None:
+            return ToldLoss(self.recipe, model.routers.blocks, self._search, rank_sum, processes)
+        return RoutedLoss(self.recipe, self._measure_costs, rank_sum, processes, self.args.device)
+
+    def _measure_costs(self, rows: int) -> Tensor:
+        model = self.accelerator.unwrap_model(self.model)
+        assert isinstance(self.data_collator, StepCollator)
+        _LOG.info("measuring what each block is worth to each step type (%d rows a type)", rows)
+        return removal_costs(model, choose_rows(self.samples, rows, self.recipe.training.seed), self.data_collator)
+
+    def _search(self, bank: Bank, depth: Mapping[str, int]) -> None:
+        model, settings = self.accelerator.unwrap_model(self.model), self.recipe.search
+        assert settings is not None and isinstance(self.data_collator, StepCollator)
+        seed = self.recipe.training.seed
+        _LOG.info("searching the blocks that each kind of decision can do without (%d rows a kind)", settings.rows)
+        extend_bank(model, bank, depth, self.samples, self.data_collator, rows=settings.rows, seed=seed)
+
+    def fit_routers(self) -> None:
+        """Fit the routers to the bank of routes, where routes are searched; otherwise they are trained already."""
+        settings, loss = self.recipe.search, self.routed_loss
+        if settings is None:
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        assert isinstance(self.data_collator, StepCollator) and isinstance(loss, ToldLoss)
+        seed = self.recipe.training.seed
+        decisions = read_decisions(model, self.samples, self.data_collator, rows=settings.fit_rows, seed=seed)
+        fit_routers(model, decisions, loss.bank, decay=settings.fit_decay, open_weight=settings.open_weight)
 
     def _reduce(self, sums: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(sums, reduction="sum")
@@ -205,7 +231,7 @@ class RoutedTrainer(Trainer):
             settings = self.recipe.optimizer
             self.optimizer = torch.optim.AdamW(
                 [
-                    {"params": list(routed.router_parameters()), "lr": settings.router_lr},
+                    {"params": list(routed.router_parameters()), "lr": settings.router_lr or 0.0},
                     {"params": list(routed.lora_parameters()), "lr": settings.lora_lr},
                 ],
                 betas=settings.betas,
@@ -238,13 +264,15 @@ class RoutedTrainer(Trainer):
         samples = self.samples
         settings = self.recipe.training
         return StepSampler(
-            [sample.step_type for sample in samples],
+            [kinds_of(sample)[-1] for sample in samples],
+            [sample.source for sample in samples],
             [len(sample.input_ids) for sample in samples],
-            batch_size=settings.batch_size,
-            batches=settings.updates * settings.gradient_accumulation * self.args.world_size,
+            batch_size=settings.batch_size * self.args.world_size,  # one after the other, the processes take its parts
+            batches=settings.updates * settings.gradient_accumulation,
             seed=settings.seed,
             balance=settings.balance_types,
             length_window=settings.length_window,
+            mixed=settings.mixed_types,
         )
 
     # --- logs and evaluation -----------------------------------------------------------------------------------
@@ -255,10 +283,10 @@ class RoutedTrainer(Trainer):
             step = self.state.global_step - 1  # counted up before it is logged
             logs.pop("learning_rate", None)
             logs.update(self.routed_loss.means.read(self._reduce))
-            logs.update({f"budget_{name}": budget for name, budget in self.routed_loss.budgets(step).items()})
-            logs["router_lr"] = self.recipe.optimizer.router_lr * self._learning_rate_factor(0, step)
+            logs.update(self.routed_loss.figures(step))
+            if self.recipe.optimizer.router_lr is not None:
+                logs["router_lr"] = self.recipe.optimizer.router_lr * self._learning_rate_factor(0, step)
             logs["lora_lr"] = self.recipe.optimizer.lora_lr * self._learning_rate_factor(1, step)
-            logs["logit_noise"] = self.routed_loss.noise(step)
         super().log(logs, start_time)
 
     def evaluation_loop(

@@ -1,0 +1,169 @@
+"""Search, heal, route on a tiny model: the bank, its search against plain transformers, told routes, fitted routers."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from array import array
+
+import pytest
+import torch
+from torch.nn import functional
+
+from layerroute import RouterConfig
+from layerroute.data.collate import StepCollator, StepDataset
+from layerroute.data.render import Sample
+from layerroute.data.steps import STEP_TYPES
+from layerroute.training.bank import DIRECT, KINDS, Bank, decision_kinds, depths
+from layerroute.training.fit import fit_routers, read_decisions
+from layerroute.training.search import extend_bank, kinds_of, rows_of_kind
+from layerroute.training.settings import Budgets
+
+MARKER = 9
+"""The token that opens a call, here."""
+
+
+def turn(index: int, rng: random.Random) -> Sample:
+    """A call after a thought, a direct call, a plan or an answer; the prompt's last tokens tell which."""
+    kind = ("tool_call", "tool_call", "planning", "answer")[index % 4]
+    direct = index % 4 == 1
+    prompt = [rng.randrange(20, 22) for _ in range(rng.randrange(4, 6))] + [10 + (2 if direct else index % 4) % 4] * 3
+    if direct:
+        prompt[-3:] = [14] * 3
+    thought = [rng.randrange(20, 22) for _ in range(3)] if index % 4 == 0 else []
+    start = len(prompt) + len(thought)
+    call = [MARKER, 15, 15, 2]
+    target = call if kind == "tool_call" else [16 + index % 2, 17, 2]
+    return Sample(
+        array("i", prompt + thought + target),
+        start,
+        kind,
+        f"source-{index % 2}",
+        str(index // 4),
+        str(index),
+        False,
+        thought_length=len(thought),
+        segment_starts=(start,) if kind == "tool_call" else (),
+    )
+
+
+@pytest.fixture
+def kinds_data():
+    def make(rows: int = 80, seed: int = 0) -> StepDataset:
+        rng = random.Random(seed)
+        return StepDataset([turn(i, rng) for i in range(rows)])
+
+    return make
+
+
+def test_decisions_have_kinds():
+    tool, planning, answer = (STEP_TYPES.index(name) for name in ("tool_call", "planning", "answer"))
+    types = torch.tensor([[planning, tool, -1], [tool, tool, -1], [tool, tool, tool], [answer, -1, -1], [tool, -1, -1]])
+    expected = [[planning, tool, -1], [DIRECT, tool, -1], [DIRECT, tool, tool], [answer, -1, -1], [tool, -1, -1]]
+    assert decision_kinds(types).tolist() == expected
+
+
+def test_depths_are_budgets_of_all_blocks():
+    budgets = Budgets(tool_call=0.4, direct_call=None, planning=0.0, answer=0.1)
+    assert depths(budgets, 30) == {"tool_call": 12, "planning": 0, "answer": 3, "direct_call": 12}
+
+
+def test_turn_routes_only_close_and_repeat_the_last():
+    bank = Bank(5, {"tool_call": [1, 3], "direct_call": [3], "answer": [1]})
+    kinds = torch.tensor([[DIRECT, 0, -1], [2, 0, -1], [1, -1, -1]])
+    routes = bank.turn_routes(kinds)
+    closed = [[[b for b in range(5) if not route[b]] for route in row] for row in routes]
+    assert closed == [[[3], [1, 3], [1, 3]], [[1], [1, 3], [1, 3]], [[], [], []]]
+    shallow = bank.turn_routes(kinds, {"tool_call": 1, "planning": 0, "answer": 0, "direct_call": 0})
+    assert (~shallow).sum().item() == 4 and bank.distinct() == 4
+
+
+def test_search_takes_the_cheapest_pair_as_served(make_routed, kinds_data, delete_blocks):
+    """Each step of the search against plain models with blocks deleted; a kind decided at the prompt skips throughout."""
+    config = RouterConfig(protect_first=1, protect_last=1, window=1)
+    model = make_routed(blocks=6, config=config).train()
+    samples = kinds_data(24).samples
+    bank = Bank(6)
+    extend_bank(
+        model,
+        bank,
+        {"tool_call": 0, "planning": 0, "answer": 2, "direct_call": 0},
+        samples,
+        StepCollator(0),
+        rows=3,
+        seed=0,
+    )
+    assert model.training and bank.orders["tool_call"] == []
+    rows = rows_of_kind(samples, "answer", 3, 0)
+
+    def loss(removed):
+        route = torch.ones(6, dtype=torch.bool)
+        route[list(removed)] = False
+        plain, total, tokens = delete_blocks(model, route), 0.0, 0
+        for sample in rows:
+            ids = torch.tensor([list(sample.input_ids)])
+            logits = plain(ids).logits[0, sample.prompt_length - 1 : -1]
+            total += functional.cross_entropy(logits, ids[0, sample.prompt_length :], reduction="sum").item()
+            tokens += len(sample.input_ids) - sample.prompt_length
+        return total / tokens
+
+    with torch.no_grad():
+        first = min(range(1, 5), key=lambda block: loss([block]))
+        second = min((b for b in range(1, 5) if b != first), key=lambda block: loss([first, block]))
+    assert bank.orders["answer"] == [first, second]
+
+
+def test_other_kinds_choose_within_the_deepest(make_routed, kinds_data):
+    model = make_routed(blocks=8, config=RouterConfig(protect_first=1, protect_last=1, window=1))
+    bank = Bank(8)
+    depth = {"tool_call": 3, "planning": 0, "answer": 2, "direct_call": 2}
+    extend_bank(model, bank, depth, kinds_data(24).samples, StepCollator(0), rows=3, seed=0)
+    assert {kind: len(order) for kind, order in bank.orders.items()} == depth
+    assert set(bank.orders["answer"]) | set(bank.orders["direct_call"]) <= set(bank.orders["tool_call"])
+    reachable = {
+        tuple(bank.turn_routes(torch.tensor([[a, b]]))[0, -1].tolist())
+        for a, b in itertools.product(range(4), repeat=2)
+    }
+    assert len(reachable) <= len(KINDS)
+
+
+def test_rows_of_a_kind_take_sources_in_turn(kinds_data):
+    samples = kinds_data(40).samples
+    chosen = rows_of_kind(samples, "tool_call", 6, 0)
+    assert [sample.source for sample in chosen].count("source-0") == 3
+    assert all("direct_call" in kinds_of(sample) for sample in rows_of_kind(samples, "direct_call", 6, 0))
+    assert rows_of_kind(samples, "tool_call", 6, 0) != rows_of_kind(samples, "tool_call", 6, 1)
+
+
+def test_routers_learn_the_bank_and_give_no_other_route(make_routed, kinds_data):
+    model = make_routed(blocks=6, config=RouterConfig(protect_first=1, protect_last=1, window=1))
+    bank = Bank(6, {"tool_call": [4, 2, 3], "direct_call": [4], "answer": [4, 2]})
+    train, held = kinds_data(160), kinds_data(40, seed=1)
+    collator = StepCollator(0)
+    decisions = read_decisions(model, train.samples, collator, rows=160, seed=0)
+    assert decisions.weights.sum().item() == pytest.approx(1)
+    fit_routers(model, decisions, bank, decay=0.01, open_weight=1.0)
+    model.eval()
+    batch = collator(held.samples)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "context_mask", "segment_ids")}
+    routes = model(**inputs).routes
+    told = bank.turn_routes(decision_kinds(batch["segment_types"]))
+    assert (routes == told).all(-1).float().mean() > 0.9
+    assert len(routes.flatten(0, 1).unique(dim=0)) <= len(KINDS)
+
+
+def test_training_ends_in_routers_that_keep_the_budgets(make_trainer, fast_recipe, kinds_data):
+    recipe = fast_recipe(
+        "default", steps=12, window=1, tool_call=0.5, direct_call=0.25, answer=0.25, fit_rows=80, batch_size=4
+    )
+    trainer = make_trainer(recipe, evaluate=True, rows=kinds_data)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert lines[0]["skip_rate_tool_call"] == 0  # the warm-up
+    assert lines[-1]["skip_rate_tool_call"] == 0.5 and lines[-1]["budget_direct_call"] == 0.25
+    final = (
+        trainer.state.log_history[-1] if "eval_loss" in trainer.state.log_history[-1] else trainer.state.log_history[-2]
+    )
+    assert final["eval_skip_rate_tool_call"] == pytest.approx(0.5, abs=0.1)
+    assert final["eval_skip_rate_planning"] <= 0.05
+    assert not any(parameter.grad is not None for parameter in trainer.model.router_parameters())
