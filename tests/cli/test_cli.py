@@ -143,7 +143,7 @@ TRAIN = ("train", "--model", "{backbone}", "--output", "{tmp}/out")
     [
         (
             ("trian",),
-            "no command 'trian' (did you mean 'train'?); commands: ablate, benchmark, calibrate, data, demo, ",
+            "no command 'trian' (did you mean 'train'?); commands: ablate, benchmark, benchmark-training, ",
         ),
         (("train", "--modle", "x"), "No such option '--modle'. Did you mean '--model'?"),
         ((*TRAIN,), "Missing option '--data'"),
@@ -204,7 +204,7 @@ def test_a_mistake_gets_one_line_and_status_2(args, message, run, adapter, backb
     assert "Traceback" not in outcome.stderr
 
 
-@pytest.mark.parametrize("command", ["calibrate", "demo", "generate", "info", "train"])
+@pytest.mark.parametrize("command", ["benchmark-training", "calibrate", "demo", "generate", "info", "train"])
 def test_help_shows_examples(command, run):
     outcome = run(command, "--help")
     assert outcome.status == 0 and f"layerroute {command} -" in outcome.stdout

@@ -13,6 +13,7 @@ from layerroute import RoutedModel, get_routed_model
 from layerroute.data.collate import StepDataset
 from layerroute.data.render import Sample
 from layerroute.data.steps import STEP_TYPES
+from layerroute.training.bank import KINDS
 from layerroute.training.recipe import Recipe, load_recipe
 from layerroute.training.run import lora_config
 from layerroute.training.trainer import RoutedTrainer
@@ -32,7 +33,7 @@ FAST = {
 GATES = {
     # far from the initial gates, so that a few updates change routes
     "router_lr": "0.05",
-    "tool_call": "0.5",
+    "budgets.tool_call": "0.5",
 }
 
 
@@ -57,7 +58,8 @@ def toy_data() -> Callable[..., StepDataset]:
 def fast_recipe() -> Callable[..., Recipe]:
     def make(name: str = "end_to_end", **overrides: object) -> Recipe:
         base = FAST | {"end_to_end": GATES, "paper": {"router_lr": "0.05"}, "default": {}}[name]
-        return load_recipe(name, base | {key: str(value) for key, value in overrides.items()})
+        named = {f"budgets.{key}" if key in KINDS else key: str(value) for key, value in overrides.items()}
+        return load_recipe(name, base | named)
 
     return make
 

@@ -122,14 +122,14 @@ def test_recipe_survives_json():
         ({"threshold": "2"}, r"recipe default, router: threshold=2: Input should be less than 1"),
         ({"steps": "many"}, r"training: steps='many': Input should be a valid integer"),
         ({"steps": "[1"}, r"training\.steps='\[1' is not valid YAML"),
-        ({"objective.budgets": "null"}, r"search needs budgets"),
+        ({"objective.budgets": "null"}, r"objective\.budgets and objective\.accepted: neither is given"),
         ({"search": "null"}, r"search and gates: both are null"),
         ({"router_lr": "0.1"}, r"optimizer\.router_lr=0\.1 with search: .*router_lr=null"),
         ({"closed_blocks": "[3]"}, r"search with .*closed_blocks=\[3\]: it needs .*closed_blocks=\[\]"),
         ({"boundaries": "[]", "position": "block"}, r"search with router\.position='block'"),
         ({"boundaries": "[]", "pool_over": "sequence"}, r"pool_over='sequence' with search"),
-        ({"direct_call": "0.5"}, r"direct_call=0\.5 exceeds tool_call=0\.4"),
-        ({"tool_call": "1.5"}, r"objective\.budgets: tool_call=1\.5: Input should be less than or equal to 1"),
+        ({"budgets.direct_call": "0.5"}, r"direct_call=0\.5 exceeds tool_call=0\.4"),
+        ({"budgets.tool_call": "1.5"}, r"objective\.budgets: tool_call=1\.5: Input should be less than or equal to 1"),
         ({"betas": "[1, 0.9]"}, r"betas=\[1\.0, 0\.9\]"),
         ({"min_lr": "1"}, r"min_lr=1\.0 exceeds"),
         ({"context": "window", "position": "block"}, r"context='window' needs position='early'"),
@@ -152,7 +152,7 @@ def test_mistakes_are_named(overrides, message):
         ({"penalty": "soft"}, r"gates: penalty='soft': Input should be 'soft_mean' or 'budget'"),
         ({"objective.budgets": "null"}, r"penalty='budget' needs budgets"),
         ({"penalty": "soft_mean"}, r"penalty='soft_mean' obeys no budgets"),
-        ({"direct_call": "0.1"}, r"direct_call=0\.1 with gates: .*use direct_call=null"),
+        ({"budgets.direct_call": "0.1"}, r"direct_call=0\.1 with gates: .*use direct_call=null"),
         ({"router_lr": "null"}, r"optimizer\.router_lr=null with gates: give a learning rate"),
         ({"cost_rows": "null"}, r"cost_rows=None with gate_signal='measured'"),
     ],
@@ -178,7 +178,7 @@ def test_mistakes_in_files(tmp_path):
 
 
 def test_budgets_that_protected_blocks_forbid():
-    recipe = load_recipe("default", {"tool_call": "0.6"})
+    recipe = load_recipe("default", {"budgets.tool_call": "0.6"})
     recipe.check_blocks(8)
     with pytest.raises(ConfigError, match=r"budgets\.tool_call=0\.6: only 3 of this backbone's 6 blocks.*at most 0\.5"):
         recipe.check_blocks(6)

@@ -8,15 +8,20 @@ from collections import Counter
 from layerroute.training.sampler import StepSampler
 
 TYPES = ["tool_call"] * 10 + ["planning"] * 30 + ["answer"] * 20
+SOURCES = ["a" if i % 3 else "b" for i in range(60)]
 LENGTHS = [random.Random(i).randrange(10, 500) for i in range(60)]
 
 
 def plan(**changes):
-    settings = {"batch_size": 3, "batches": 40, "seed": 7, "balance": True, "length_window": 8} | changes
-    sampler = StepSampler(TYPES, LENGTHS, **settings)
+    settings = {"batch_size": 3, "batches": 40, "seed": 7, "balance": True, "length_window": 8, "mixed": True} | changes
+    sampler = StepSampler(TYPES, SOURCES, LENGTHS, **settings)
     rows = list(sampler)
     assert len(rows) == len(sampler)
     return [rows[i : i + settings["batch_size"]] for i in range(0, len(rows), settings["batch_size"])]
+
+
+def padding(batches):
+    return sum(max(LENGTHS[r] for r in batch) * len(batch) - sum(LENGTHS[r] for r in batch) for batch in batches)
 
 
 def test_same_seed_same_plan():
@@ -43,16 +48,26 @@ def test_unbalanced_passes_use_every_row_once():
 
 def test_every_row_of_a_type_before_any_twice():
     rows = [row for batch in plan(length_window=1) for row in batch if TYPES[row] == "tool_call"]
-    assert sorted(rows[:10]) == list(range(10))
+    for source in "ab":
+        own = [row for row in range(10) if SOURCES[row] == source]
+        assert sorted([row for row in rows if row in own][: len(own)]) == own
+
+
+def test_sources_of_a_type_take_turns():
+    rows = [row for batch in plan(length_window=1) for row in batch if TYPES[row] == "planning"]
+    assert Counter(SOURCES[row] for row in rows[:20]) == {"a": 10, "b": 10}
 
 
 def test_length_window_pads_less():
-    def padding(batches):
-        return sum(max(LENGTHS[r] for r in batch) * len(batch) - sum(LENGTHS[r] for r in batch) for batch in batches)
-
     assert padding(plan()) < 0.6 * padding(plan(length_window=1))
 
 
+def test_like_lengths_pad_least():
+    assert padding(plan(mixed=False)) < 0.6 * padding(plan())
+
+
 def test_a_type_that_is_missing_is_no_pool():
-    sampler = StepSampler(["planning"] * 5, [1] * 5, batch_size=2, batches=3, seed=0, balance=True, length_window=4)
+    sampler = StepSampler(
+        ["planning"] * 5, ["a"] * 5, [1] * 5, batch_size=2, batches=3, seed=0, balance=True, length_window=4, mixed=True
+    )
     assert len(list(sampler)) == 6

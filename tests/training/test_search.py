@@ -79,7 +79,7 @@ def test_turn_routes_only_close_and_repeat_the_last():
 
 
 def test_search_takes_the_cheapest_pair_as_served(make_routed, kinds_data, delete_blocks):
-    """Each step of the search against plain models with blocks deleted; a kind decided at the prompt skips throughout."""
+    """Each step against plain models with blocks deleted; a kind that is decided at the prompt skips throughout."""
     config = RouterConfig(protect_first=1, protect_last=1, window=1)
     model = make_routed(blocks=6, config=config).train()
     samples = kinds_data(24).samples
@@ -154,7 +154,15 @@ def test_routers_learn_the_bank_and_give_no_other_route(make_routed, kinds_data)
 
 def test_training_ends_in_routers_that_keep_the_budgets(make_trainer, fast_recipe, kinds_data):
     recipe = fast_recipe(
-        "default", steps=12, window=1, tool_call=0.5, direct_call=0.25, answer=0.25, fit_rows=80, batch_size=4
+        "default",
+        steps=12,
+        window=1,
+        boundaries="[[9]]",
+        tool_call=0.5,
+        direct_call=0.25,
+        answer=0.25,
+        fit_rows=80,
+        batch_size=4,
     )
     trainer = make_trainer(recipe, evaluate=True, rows=kinds_data)
     trainer.train()

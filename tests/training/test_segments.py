@@ -97,8 +97,7 @@ def test_a_padded_training_batch_gives_each_row_what_it_gives_alone(
 
 
 def budget_loss(recipe, costs: torch.Tensor) -> RoutedLoss:
-    loss = RoutedLoss(recipe, lambda sums: sums, 1, torch.device("cpu"))
-    loss.costs = costs
+    loss = RoutedLoss(recipe, lambda rows: costs, lambda sums: sums, 1, torch.device("cpu"))
     return loss
 
 

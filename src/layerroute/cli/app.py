@@ -22,7 +22,19 @@ from layerroute.errors import Interrupted, LayerRouteError
 
 __all__ = ["main", "print_result"]
 
-_COMMANDS = ("ablate", "benchmark", "calibrate", "data", "demo", "evaluate", "generate", "info", "report", "train")
+_COMMANDS = (
+    "ablate",
+    "benchmark",
+    "benchmark-training",
+    "calibrate",
+    "data",
+    "demo",
+    "evaluate",
+    "generate",
+    "info",
+    "report",
+    "train",
+)
 
 
 class _Commands(click.Group):
@@ -34,7 +46,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"layerroute.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"layerroute.cli.{name}"), name)
         return command
 
     def resolve_command(

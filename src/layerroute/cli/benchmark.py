@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from layerroute.cli.app import print_result
+from layerroute.cli.measured import goal_line, ratio_text, spread_text
 from layerroute.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -130,16 +131,14 @@ def _text(report: Mapping[str, Any]) -> Iterator[str]:
     for batch, arms in report["arms"].items():
         yield f"\n{f'batch {batch}':<24}{'prefill ms':>28}{'decode ms per token':>28}{'warm-up s':>12}"
         for name, arm in arms.items():
-            times = f"{_spread(arm['prefill_ms']):>28}{_spread(arm['decode_ms']):>28}"
+            times = f"{spread_text(arm['prefill_ms']):>28}{spread_text(arm['decode_ms']):>28}"
             yield f"  {name:<22}{times}{arm['warmup_s']:>12.1f}"
         for name, parts in report["comparisons"][batch].items():
             for part, ratio in parts.items():
-                yield f"  {name:<22}  {part:<8}{_ratio(ratio)}"
+                yield f"  {name:<22}  {part:<8}{ratio_text(ratio)}"
     yield from _totals(report)
     for goal in report["goals"]:
-        verdict = {True: "met", False: "missed", None: "within noise"}[goal["met"]]
-        low, high = goal["interval"]
-        yield f"  {goal['goal']:<62}{verdict:<14}{low:.3f}..{high:.3f}"
+        yield goal_line(goal)
 
 
 def _totals(report: Mapping[str, Any]) -> Iterator[str]:
@@ -155,13 +154,3 @@ def _totals(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"memory is read at {limit['bytes_per_second'] / 1e9:.1f} GB/s, so a step of batch {limit['batch']} takes"
     yield f"{least} at least; share of that speed reached: {shares}"
     yield "\ngoals (met or missed where the whole 95% interval says so)"
-
-
-def _spread(spread: Mapping[str, float]) -> str:
-    return f"{spread['median']:.2f} ({spread['min']:.2f}..{spread['max']:.2f})"
-
-
-def _ratio(ratio: Mapping[str, Any]) -> str:
-    low, high = ratio["interval"]
-    value = f"{ratio['ratio']:.3f}" if ratio["resolved"] else "within noise"
-    return f"{value}, 95% interval {low:.3f}..{high:.3f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -56,6 +57,9 @@ def train(
     Ctrl-C leaves a checkpoint; the same command with --resume goes on from it.
     """
     changes = recipe_changes(overrides, steps)
+    first = int(os.environ.get("RANK", "0")) == 0  # of several processes, which all do the same
+    if not first:
+        logging.getLogger("layerroute").setLevel(logging.ERROR)
 
     from layerroute.training.recipe import load_recipe
 
@@ -64,5 +68,5 @@ def train(
     from layerroute.training.run import train as run
 
     result = run(model, [*first_data, *more_data], settings, output, resume=resume, progress=sys.stderr.isatty())
-    if int(os.environ.get("RANK", "0")) == 0:
+    if first:
         print_result(result.as_dict(), as_json, result.summary())

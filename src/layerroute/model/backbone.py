@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -33,7 +33,7 @@ from layerroute.config import nearest
 from layerroute.errors import BackboneError
 from layerroute.model.assets import ASSETS, ensure_asset, ensure_gguf
 
-__all__ = ["backbone_config", "load_backbone", "load_model"]
+__all__ = ["backbone_config", "checkpoint_activations", "load_backbone", "load_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,13 @@ def backbone_config(name: str | os.PathLike[str]) -> PretrainedConfig:
     )
     config._name_or_path = os.fspath(name)
     return config
+
+
+def checkpoint_activations(backbone: Any, settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    """Have a transformers model recompute each block's activations in the backward pass; arguments are its own."""
+    # transformers before 5.21 has only the older name
+    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+    enable(settings, **kwargs)
 
 
 def _resolve(name: str | os.PathLike[str]) -> str:

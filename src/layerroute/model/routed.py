@@ -22,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from layerroute.config import RouterConfig
 from layerroute.errors import ConfigError, GenerationError
 from layerroute.model import adapter
+from layerroute.model.backbone import checkpoint_activations
 from layerroute.model.blocks import RoutedBlocks
 from layerroute.model.cache import RoutedCache
 from layerroute.model.calibration import Calibration, read_calibration
@@ -129,10 +130,7 @@ class RoutedModel(nn.Module):
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Recompute each block's activations in the backward pass (gradient checkpointing); gates are kept."""
-        backbone: Any = self.backbone
-        # transformers before 5.21 has only the older name
-        enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
-        enable(activation_checkpointing_kwargs, **kwargs)
+        checkpoint_activations(self.backbone, activation_checkpointing_kwargs, **kwargs)
 
     # --- merging -----------------------------------------------------------------------------------------------
 

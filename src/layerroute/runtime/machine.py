@@ -1,15 +1,16 @@
-"""What a measurement ran on, to stand beside its figures."""
+"""What a measurement ran on, and the memory that it took, to stand beside its figures."""
 
 from __future__ import annotations
 
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-__all__ = ["machine_facts"]
+__all__ = ["machine_facts", "peak_memory"]
 
 
 def machine_facts(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -23,6 +24,21 @@ def machine_facts(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process held at most: of the GPU as torch's allocator counts, otherwise resident in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        # not getrusage: Linux lets a new process inherit its parent's peak there
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        import resource  # of Unix alone
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _cpu_name() -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from layerroute.training.processes import any_process
+
 __all__ = ["BeforeEvaluation", "LogFile", "LogLines", "ProgressBar", "StopOnSignal"]
 
 _LOG = logging.getLogger(__name__)
@@ -90,8 +92,8 @@ class BeforeEvaluation(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """Ends the run after the current update, with a checkpoint, on Ctrl-C or SIGTERM; a second one ends it at once.
 
-    A context manager: the signals' former handlers come back on leaving. Outside the main thread, where Python delivers
-    no signals, it does nothing.
+    A signal to one of several processes ends all of them, after the same update. A context manager: the signals' former
+    handlers come back on leaving. Outside the main thread, where Python delivers no signals, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -123,7 +125,8 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Ask the trainer to save and stop if a signal came."""
+        """Ask the trainer to save and stop if a signal came, to this process or another."""
+        self.requested = any_process(self.requested)
         if self.requested:
             control.should_save = True
             control.should_training_stop = True

@@ -2,7 +2,7 @@
 
     OUTPUT/                     the adapter folder, written when the run is complete
     OUTPUT/train_log.jsonl      the log
-    OUTPUT/checkpoints/run.json what the run is: recipe, data digests, backbone
+    OUTPUT/checkpoints/run.json what the run is: recipe, data digests, backbone, processes
     OUTPUT/checkpoints/checkpoint-N/    adapter, optimiser, schedule and random states after update N
 
 A checkpoint counts only when its last file is whole, so that a run killed while saving falls back on the one before.
@@ -88,7 +88,8 @@ class RunFolder:
         record = self.checkpoints / "run.json"
         try:
             if checkpoint is not None:
-                _same(json.loads(record.read_text(encoding="utf-8")), json.loads(json.dumps(description)), self.path)
+                before = {"processes": 1} | json.loads(record.read_text(encoding="utf-8"))  # once it was not recorded
+                _same(before, json.loads(json.dumps(description)), self.path)
             elif self.checkpoints.exists() and not record.is_file():
                 raise TrainingError(f"{self.checkpoints} exists but is of no LayerRoute run; give another output")
             else:

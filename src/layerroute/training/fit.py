@@ -108,12 +108,26 @@ def fit_routers(model: RoutedModel, decisions: Decisions, bank: Bank, *, decay: 
         with torch.no_grad():
             routers.weight[positions] = weight
             routers.bias[positions] = bias
-    closed = (decisions.vectors @ routers.weight.T + routers.bias <= 0).float().sum(1) / bank.blocks
+    _tell(model, decisions, table)
+
+
+def _tell(model: RoutedModel, decisions: Decisions, table: Tensor) -> None:
+    """Say how much of what each kind was told its routers skip, and warn where that is less than half."""
+    closed = (decisions.vectors @ model.routers.weight.T + model.routers.bias <= 0).float().sum(1) / table.shape[1]
     for index, kind in enumerate(KINDS):
         of_kind = decisions.kinds == index
-        if bool(of_kind.any()):
-            goal = 1 - float(table[index].float().mean())
-            _LOG.info("%s: routers skip %.3f of the blocks, %.3f told", kind, float(closed[of_kind].mean()), goal)
+        if not bool(of_kind.any()):
+            continue
+        goal, found = 1 - float(table[index].float().mean()), float(closed[of_kind].mean())
+        _LOG.info("%s: the routers skip %.1f%% of the blocks, told were %.1f%%", kind, 100 * found, 100 * goal)
+        if found < goal / 2:
+            _LOG.warning(
+                "%s: the routers skip %.1f%% of the blocks where the budget is %.1f%%; what they read hardly tells "
+                "this kind from the others: try another router.pooling or window, or a lower search.open_weight",
+                kind,
+                100 * found,
+                100 * goal,
+            )
 
 
 _WIDE_OPEN = 4.0

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from layerroute.data.steps import STEP_TYPES
 from layerroute.model.routed import RoutedModel, RoutedOutput
 from layerroute.training import objective
+from layerroute.training.collapse import Collapse
 from layerroute.training.meter import Means
 from layerroute.training.recipe import Recipe
 
@@ -53,6 +54,8 @@ class RoutedLoss:
         self.measure_costs = measure_costs
         self.reduce = reduce
         self.processes = processes
+        self.trained = bool(recipe.optimizer.router_lr)
+        self.collapse: Collapse | None = None
         self.means = Means()
         self.running = torch.full((len(STEP_TYPES),), float("nan"), device=device)
         """float32 `[K]`: running skip rate per step type, NaN where none was seen."""
@@ -108,9 +111,10 @@ class RoutedLoss:
         cross_entropy = objective.cross_entropy_sum(out.logits[wanted], targets[wanted])
         distillation = torch.zeros_like(cross_entropy)
         if settings.distillation_weight:
-            distillation = full_depth_divergence(routed, batch, positions, targets, out)
+            distillation = full_depth_divergence(routed, batch, positions, targets, out).sum()
         present = inputs["segment_types"] >= 0
         gates, gate_probs, types = out.gates[present], out.gate_probs[present], inputs["segment_types"][present]
+        self._watch(routed, gates, step)
         penalty = self._penalty(gates, gate_probs, types, step)
         gate_cost = self._gate_cost(gates, types) if measured else torch.zeros_like(penalty)
         own_tokens = wanted.sum()
@@ -126,6 +130,12 @@ class RoutedLoss:
         moved = objective.gate_movement(gate_probs, routed.routers.initial_logit, routed.routable)
         self.means.add("gate_movement", moved, torch.ones_like(moved))
         return loss, out
+
+    def _watch(self, routed: RoutedModel, gates: Tensor, step: int) -> None:
+        if self.collapse is None:
+            self.collapse = Collapse(routed.routable)
+        budgets = self.budgets(step)
+        self.collapse.note(gates, step, skipping=self.trained and (not budgets or any(budgets.values())))
 
     def _gate_cost(self, gates: Tensor, types: Tensor) -> Tensor:
         assert self.costs is not None
@@ -162,7 +172,9 @@ class RoutedLoss:
 def full_depth_divergence(
     routed: RoutedModel, batch: Mapping[str, Tensor], positions: Tensor, targets: Tensor, out: RoutedOutput
 ) -> Tensor:
-    """Summed divergence from the same weights' full-depth pass, over the loss tokens of rows that skip in any segment.
+    """Divergence of each row from the same weights' full-depth pass, summed over its loss tokens, float32 `[B]`.
+
+    A row that skips in no segment has none, and costs no pass.
 
     Args:
         routed: in training mode.
@@ -173,11 +185,13 @@ def full_depth_divergence(
     """
     assert out.routes is not None and out.logits is not None
     rows = (~out.routes).flatten(1).any(1).nonzero().squeeze(1)
+    divergence = torch.zeros(len(out.routes), device=out.logits.device)
     if not len(rows):
-        return torch.zeros((), device=out.logits.device)
+        return divergence
     skipping = {name: value[rows] for name, value in batch.items()}
     routed.eval()  # the teacher has no dropout
     with torch.no_grad(), routed.disable_routing():
         teacher = routed(**skipping, logits_to_keep=positions, use_cache=False).logits
     routed.train()
-    return objective.distillation_loss(out.logits[rows], teacher, targets[rows])
+    pairs = zip(out.logits[rows], teacher, targets[rows], strict=True)
+    return divergence.index_copy(0, rows, torch.stack([objective.distillation_loss(*pair) for pair in pairs]))

@@ -64,8 +64,14 @@ class Recipe(Settings):
         return self
 
     def _check_search(self) -> None:
-        if self.objective.budgets is None:
-            raise ValueError("search needs budgets; give objective.budgets.tool_call and the others")
+        if (self.objective.budgets is None) == (self.objective.accepted is None):
+            both = "neither is given" if self.objective.budgets is None else "both are given"
+            raise ValueError(
+                f"objective.budgets and objective.accepted: {both}; search takes either shares of blocks (accepted="
+                "null) or losses in nats per token (budgets=null)"
+            )
+        if self.objective.accepted is not None and not self.objective.distillation_weight:
+            raise ValueError("objective.accepted with distillation_weight=0: the divergence is then not measured")
         if self.optimizer.router_lr is not None:
             raise ValueError(
                 f"optimizer.router_lr={self.optimizer.router_lr} with search: routers are fitted to the searched "
@@ -81,6 +87,8 @@ class Recipe(Settings):
 
     def _check_gates(self, gates: GateSettings) -> None:
         budgets = self.objective.budgets
+        if self.objective.accepted is not None:
+            raise ValueError("objective.accepted with gates: they take budgets; use accepted=null, or `search`")
         if gates.penalty == "budget" and budgets is None:
             raise ValueError("penalty='budget' needs budgets; give budgets.tool_call, budgets.planning, budgets.answer")
         if gates.penalty == "soft_mean" and budgets is not None:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.integrations import get_reporting_integration_callbacks
 
+from layerroute.config import RouterConfig
 from layerroute.data.boundaries import boundary_tokens
 from layerroute.data.collate import StepDataset, padding_id
 from layerroute.data.load import Loaded, load_steps
@@ -30,10 +30,12 @@ from layerroute.model.attach import get_routed_model
 from layerroute.model.backbone import load_backbone
 from layerroute.training.callbacks import LogFile, StopOnSignal
 from layerroute.training.checkpoints import RunFolder, last_checkpoint
+from layerroute.training.processes import check_launch, is_first_process, process_count, process_lost
 from layerroute.training.recipe import Recipe
+from layerroute.training.trackers import Trackers
 from layerroute.training.trainer import RoutedTrainer
 
-__all__ = ["TrainResult", "lora_config", "train"]
+__all__ = ["RunParts", "TrainResult", "load_parts", "lora_config", "train"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -71,6 +73,31 @@ class TrainResult:
         return "\n".join([*lines, f"adapter: {self.output} ({self.updates} updates, {self.seconds:.0f} s)"])
 
 
+@dataclass(frozen=True)
+class RunParts:
+    """What a run starts from."""
+
+    backbone: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    router: RouterConfig
+    """The recipe's, its boundaries as token ids."""
+    train: StepDataset
+    validation: StepDataset | None
+    loaded: Loaded
+
+
+def load_parts(model_name: str, data_specs: Sequence[str], recipe: Recipe) -> RunParts:
+    """Load data and backbone, tokenise, and split; arguments and errors are those of `train`."""
+    settings = recipe.training
+    loaded = load_steps(data_specs, seed=settings.seed, limit_per_source=settings.rows_per_source)
+    backbone, tokenizer = load_backbone(model_name, dtype=_DTYPES[settings.precision])
+    _check_backbone(recipe, backbone)
+    boundaries = _boundaries(tokenizer, recipe)
+    train_set, validation_set = _datasets(tokenizer, loaded, recipe, boundaries)
+    router = recipe.router.model_copy(update={"boundaries": boundaries})
+    return RunParts(backbone, tokenizer, router, train_set, validation_set, loaded)
+
+
 def train(
     model_name: str,
     data_specs: Sequence[str],
@@ -92,7 +119,7 @@ def train(
 
     Raises:
         TrainingError: the output folder is taken, there is nothing to resume or to train on, the resumed run is
-            another one, or the loss is not finite.
+            another one, the loss is not finite, or another process of the run has ended.
         TrainingInterrupted: Ctrl-C or SIGTERM came; a checkpoint was written.
         ConfigError: a setting that this backbone cannot serve.
         DataError, BackboneError: data or backbone cannot be loaded.
@@ -101,13 +128,11 @@ def train(
     folder = RunFolder(output)
     checkpoint = folder.check(resume)
     settings = recipe.training
-    _check_trackers(settings.report_to)
-    loaded = load_steps(data_specs, seed=settings.seed, limit_per_source=settings.rows_per_source)
-    backbone, tokenizer = load_backbone(model_name, dtype=_DTYPES[settings.precision])
-    _check_backbone(recipe, backbone)
-    boundaries = _boundaries(tokenizer, recipe)
-    train_set, validation_set = _datasets(tokenizer, loaded, recipe, boundaries)
-    rows = _rows(train_set, validation_set)
+    check_launch()
+    trackers = Trackers(settings.report_to)
+    parts = load_parts(model_name, data_specs, recipe)
+    loaded, train_set = parts.loaded, parts.train
+    rows = _rows(train_set, parts.validation)
     for spec, count in loaded.skipped.items():
         _LOG.warning("data %s: %d rows could not be converted and are left out", spec, count)
     record = {
@@ -117,26 +142,30 @@ def train(
         "dropped": train_set.dropped,
         "skipped": loaded.skipped,
     }
-    if int(os.environ.get("RANK", "0")) == 0:  # of a distributed run, the first process keeps the folder
-        description = {"recipe": recipe.model_dump(mode="json"), "data": loaded.digests, "model": str(model_name)}
+    if is_first_process():  # it alone keeps the folder
+        description = {
+            "recipe": recipe.model_dump(mode="json"),
+            "data": loaded.digests,
+            "model": str(model_name),
+            "processes": process_count(),  # an update is of as many micro-batches
+        }
         folder.open(description, checkpoint)
     for part, counts in rows.items():
         _LOG.info("%s rows: %s", part, _counts(counts))
 
     set_seed(settings.seed)
-    router_config = recipe.router.model_copy(update={"boundaries": boundaries})
-    model = get_routed_model(backbone, router_config, lora_config(recipe))
+    model = get_routed_model(parts.backbone, parts.router, lora_config(recipe))
     stopper = StopOnSignal()
     trainer = RoutedTrainer(
         model,
         recipe,
         train_set,
-        validation_set,
-        pad_token_id=padding_id(tokenizer),
+        parts.validation,
+        pad_token_id=padding_id(parts.tokenizer),
         checkpoints=folder.checkpoints,
         data=record,
         progress=progress,
-        callbacks=[stopper, LogFile(folder.log)],
+        callbacks=[stopper, LogFile(folder.log), trackers],
     )
     _train(trainer, stopper, checkpoint)
     if trainer.is_world_process_zero():
@@ -153,31 +182,30 @@ def train(
 
 
 def _train(trainer: RoutedTrainer, stopper: StopOnSignal, checkpoint: Path | None) -> None:
-    """Run the loop; a signal and a file that cannot be written end it with what there is to go on from."""
+    """Run the loop; a signal, a lost process or a failed write ends it with what there is to go on from."""
     updates = trainer.recipe.training.updates
     try:
         with stopper:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (OSError, RuntimeError) as error:
+        good = last_checkpoint(trainer.checkpoints) or "none yet"
+        if process_lost(error):
+            raise TrainingError(
+                f"training stopped after update {trainer.state.global_step} of {updates}, because another process of "
+                f"this run has ended; last good checkpoint: {good}; run the same command with --resume to continue"
+            ) from error
         # torch reports a failed write as a RuntimeError of this name
         if not isinstance(error, OSError) and "PytorchStreamWriter" not in str(error):
             raise
         raise TrainingError(
-            f"training stopped, a file could not be written: {error}; last good checkpoint: "
-            f"{last_checkpoint(trainer.checkpoints) or 'none yet'}; make room and run the same command with --resume"
+            f"training stopped, a file could not be written: {error}; last good checkpoint: {good}; make room and run "
+            "the same command with --resume"
         ) from error
     if stopper.requested and trainer.state.global_step < updates:
         raise TrainingInterrupted(
             f"interrupted after update {trainer.state.global_step} of {updates}; checkpoint: "
             f"{last_checkpoint(trainer.checkpoints)}; run the same command with --resume to continue"
         )
-
-
-def _check_trackers(names: Sequence[str]) -> None:
-    try:
-        get_reporting_integration_callbacks(list(names))
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise ConfigError(f"training.report_to={list(names)}: {error}") from None
 
 
 def _check_backbone(recipe: Recipe, backbone: PreTrainedModel) -> None:

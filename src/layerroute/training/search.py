@@ -58,6 +58,8 @@ def extend_bank(
     for kind in sorted(KINDS, key=lambda kind: -depth[kind]):
         order, missing = bank.orders[kind], depth[kind] - len(bank.orders[kind])
         chosen = rows_of_kind(samples, kind, rows, seed) if missing > 0 else []
+        if missing > 0 and not chosen:
+            _LOG.warning("the data holds no %s: it is trained without that budget, and leaves out nothing", kind)
         if chosen:
             part = list(_as_served(model, chosen, collator, kind))
             candidates = [block for block in allowed if block not in order]

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from layerroute.config import Settings
 
 __all__ = [
+    "Accepted",
     "Budgets",
     "GateSettings",
     "LoraSettings",
@@ -57,11 +58,23 @@ class Budgets(Settings):
         return self
 
 
+class Accepted(Settings):
+    """What skipping may cost each kind of decision: divergence from full depth, nats per token; 0 skips nothing."""
+
+    tool_call: float = Field(ge=0)
+    direct_call: float = Field(ge=0)
+    planning: float = Field(ge=0)
+    answer: float = Field(ge=0)
+
+
 class ObjectiveSettings(Settings):
     """What is minimised, and how much may be skipped."""
 
     budgets: Budgets | None
-    """Skip budget of each kind of decision; null where the gates' penalty aims at nothing (`gates.penalty`)."""
+    """Skip budget of each kind of decision; null with `accepted`, and where the gates' penalty aims at nothing."""
+
+    accepted: Accepted | None
+    """Loss that is accepted of each kind, in place of budgets: each skips as much as that allows."""
 
     ramp_share: float = Field(ge=0, le=1)
     """Share of the run over which the budgets rise linearly from 0 to their values."""
@@ -79,14 +92,14 @@ class ObjectiveSettings(Settings):
 class SearchSettings(Settings):
     """Search, heal, route: a few routes are searched, LoRA is trained under them, routers are fitted to choose them."""
 
-    warmup_share: float = Field(ge=0, lt=1)
+    full_depth_share: float = Field(ge=0, lt=1)
     """Share of the run in which LoRA is trained at full depth, before any block is left out."""
 
     rows: int = Field(ge=1)
     """Rows of each kind of decision on which removals are tried."""
 
-    rounds: int = Field(ge=1)
-    """In how many parts a kind's blocks are searched, each on the model that was healed of the parts before."""
+    part: int = Field(ge=1)
+    """Blocks of a kind that are searched at a time, each part on the model that was healed of the parts before."""
 
     fit_rows: int = Field(ge=1)
     """Rows of each step type, at most, whose decisions the routers are fitted to."""

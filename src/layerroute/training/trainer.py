@@ -1,6 +1,6 @@
 """`RoutedTrainer`: transformers' Trainer with LayerRoute's loss, learning rates, sampler, evaluation and checkpoints.
 
-Everything else (precision, accumulation, distributed runs, trackers, the loop) is the Trainer's.
+Everything else (precision, accumulation, distributed runs, the loop) is the Trainer's.
 """
 
 from __future__ import annotations
@@ -8,77 +8,64 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast, broadcast_object_list
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from layerroute.data.collate import StepCollator, StepDataset
+from layerroute.data.render import Sample
 from layerroute.errors import TrainingError
 from layerroute.model.adapter import fingerprint, read_config
 from layerroute.model.routed import RoutedModel
 from layerroute.training import objective
+from layerroute.training.arguments import training_arguments
 from layerroute.training.bank import Bank
 from layerroute.training.callbacks import BeforeEvaluation, LogLines, ProgressBar
 from layerroute.training.checkpoints import last_checkpoint
 from layerroute.training.fit import fit_routers, read_decisions
 from layerroute.training.loss import RoutedLoss
 from layerroute.training.meter import Means
+from layerroute.training.processes import check_launch
 from layerroute.training.recipe import Recipe
 from layerroute.training.removal import choose_rows, removal_costs
 from layerroute.training.sampler import StepSampler
 from layerroute.training.search import extend_bank, kinds_of
+from layerroute.training.settings import TrainingSettings
 from layerroute.training.told import ToldLoss
 from layerroute.training.validation import measure_batch
 
-__all__ = ["RoutedTrainer"]
+__all__ = ["RoutedTrainer", "plan_rows"]
 
 _STATE = "objective_state.json"
 
 _LOG = logging.getLogger(__name__)
 
 
-def _arguments(
-    recipe: Recipe, checkpoints: Path, device: torch.device, progress: bool, evaluate: bool
-) -> TrainingArguments:
-    settings = recipe.training
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=settings.updates,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        max_grad_norm=recipe.optimizer.max_grad_norm,
-        bf16=settings.precision == "bf16",
+def plan_rows(samples: Sequence[Sample], settings: TrainingSettings, processes: int = 1) -> StepSampler:
+    """Which of the samples make which micro-batch of the run."""
+    return StepSampler(
+        [kinds_of(sample)[-1] for sample in samples],
+        [sample.source for sample in samples],
+        [len(sample.input_ids) for sample in samples],
+        batch_size=settings.batch_size * processes,  # one after the other, the processes take its parts
+        batches=settings.updates * settings.gradient_accumulation,
         seed=settings.seed,
-        logging_steps=settings.log_every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if evaluate else "no",
-        eval_steps=settings.eval_every or settings.updates,
-        save_steps=settings.save_every,
-        save_total_limit=2,
-        report_to=list(settings.report_to) or "none",
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        ddp_find_unused_parameters=recipe.search is not None,  # a block that every row leaves out has no gradient
-        disable_tqdm=not progress,
-        use_cpu=not torch.cuda.is_available() and device.type == "cpu",  # a GPU, or wherever the model is
+        balance=settings.balance_types,
+        length_window=settings.length_window,
+        mixed=settings.mixed_types,
     )
-    if arguments.n_gpu > 1:
-        _LOG.warning("%d GPUs are visible, one is used; start with torchrun to use them all", arguments.n_gpu)
-        arguments._n_gpu = 1  # DataParallel would split arguments that are not batched
-    return arguments
 
 
 class RoutedTrainer(Trainer):
@@ -93,7 +80,10 @@ class RoutedTrainer(Trainer):
         checkpoints: folder for the Trainer's checkpoints.
         data: digests of the data, recorded in every adapter that is saved.
         progress: draw a progress bar on stderr; otherwise log a line from time to time.
-        **kwargs: the Trainer's other arguments (`callbacks`).
+        **kwargs: the Trainer's other arguments (`callbacks`, such as `Trackers`).
+
+    Raises:
+        ConfigError: the recipe does not fit the backbone, or the launcher asks for FSDP or DeepSpeed.
     """
 
     def __init__(
@@ -109,6 +99,7 @@ class RoutedTrainer(Trainer):
         progress: bool = False,
         **kwargs: Any,
     ) -> None:
+        check_launch()
         recipe.check_blocks(model.routers.blocks)
         self.recipe = recipe
         self.samples = train_dataset.samples
@@ -119,7 +110,7 @@ class RoutedTrainer(Trainer):
         settings = recipe.objective
         super().__init__(
             model=model,
-            args=_arguments(recipe, checkpoints, model.device, progress, eval_dataset is not None),
+            args=training_arguments(recipe, checkpoints, model.device, progress, eval_dataset is not None),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             data_collator=StepCollator(pad_token_id, loss_on=settings.loss_on, pool_over=settings.pool_over),
@@ -169,14 +160,16 @@ class RoutedTrainer(Trainer):
     def _make_loss(self, model: RoutedModel) -> RoutedLoss | ToldLoss:
         rank_sum, processes = self._reduce, self.accelerator.num_processes
         if self.recipe.search is not None:
-            return ToldLoss(self.recipe, model.routers.blocks, self._search, rank_sum, processes)
+            return ToldLoss(self.recipe, model, self._search, rank_sum, processes)
         return RoutedLoss(self.recipe, self._measure_costs, rank_sum, processes, self.args.device)
 
     def _measure_costs(self, rows: int) -> Tensor:
         model = self.accelerator.unwrap_model(self.model)
         assert isinstance(self.data_collator, StepCollator)
         _LOG.info("measuring what each block is worth to each step type (%d rows a type)", rows)
-        return removal_costs(model, choose_rows(self.samples, rows, self.recipe.training.seed), self.data_collator)
+        chosen = choose_rows(self.samples, rows, self.recipe.training.seed)
+        costs: Tensor = broadcast(removal_costs(model, chosen, self.data_collator))  # see `_search`
+        return costs
 
     def _search(self, bank: Bank, depth: Mapping[str, int]) -> None:
         model, settings = self.accelerator.unwrap_model(self.model), self.recipe.search
@@ -184,6 +177,8 @@ class RoutedTrainer(Trainer):
         seed = self.recipe.training.seed
         _LOG.info("searching the blocks that each kind of decision can do without (%d rows a kind)", settings.rows)
         extend_bank(model, bank, depth, self.samples, self.data_collator, rows=settings.rows, seed=seed)
+        # every process has searched the same rows, but another card may round another way: the first one's holds
+        bank.orders.update(broadcast_object_list([bank.orders])[0])
 
     def fit_routers(self) -> None:
         """Fit the routers to the bank of routes, where routes are searched; otherwise they are trained already."""
@@ -195,6 +190,7 @@ class RoutedTrainer(Trainer):
         seed = self.recipe.training.seed
         decisions = read_decisions(model, self.samples, self.data_collator, rows=settings.fit_rows, seed=seed)
         fit_routers(model, decisions, loss.bank, decay=settings.fit_decay, open_weight=settings.open_weight)
+        broadcast([parameter.data for parameter in model.router_parameters()])  # see `_search`
 
     def _reduce(self, sums: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(sums, reduction="sum")
@@ -261,19 +257,7 @@ class RoutedTrainer(Trainer):
         return objective.learning_rate_at(step, peak, lowest, settings.warmup_share * updates, updates) / peak
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
-        samples = self.samples
-        settings = self.recipe.training
-        return StepSampler(
-            [kinds_of(sample)[-1] for sample in samples],
-            [sample.source for sample in samples],
-            [len(sample.input_ids) for sample in samples],
-            batch_size=settings.batch_size * self.args.world_size,  # one after the other, the processes take its parts
-            batches=settings.updates * settings.gradient_accumulation,
-            seed=settings.seed,
-            balance=settings.balance_types,
-            length_window=settings.length_window,
-            mixed=settings.mixed_types,
-        )
+        return plan_rows(self.samples, self.recipe.training, self.args.world_size)
 
     # --- logs and evaluation -----------------------------------------------------------------------------------
 
@@ -289,6 +273,13 @@ class RoutedTrainer(Trainer):
             logs["lora_lr"] = self.recipe.optimizer.lora_lr * self._learning_rate_factor(1, step)
         super().log(logs, start_time)
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """This process's part of the rows; accelerate would count some twice, to give every process as many."""
+        assert isinstance(self.eval_dataset, StepDataset)
+        samples = self.eval_dataset.samples
+        own = samples[self.args.process_index :: self.args.world_size] or samples[:1]
+        return DataLoader(StepDataset(own), batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
+
     def evaluation_loop(
         self,
         dataloader: DataLoader[Any],
@@ -300,16 +291,21 @@ class RoutedTrainer(Trainer):
         """Evaluate as inference runs; the metrics are those of `validation.measure_batch`, over all processes."""
         model, means = self.accelerator.unwrap_model(self.model), Means()
         model.eval()
-        count = 0
+        assert isinstance(self.eval_dataset, StepDataset)
+        rows = len(self.eval_dataset)
         for inputs in dataloader:
             measure_batch(model, self._prepare_inputs(inputs), means)
-            count += len(inputs["step_types"])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        read = means.read(self._reduce)
+        counts = self.args.process_index < rows  # others have read a row that is not theirs, for the figures' names
+        read = means.read(lambda sums: self._reduce(sums * counts))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in read.items()}
-        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=count)
+        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=rows)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # the first process then writes the file that makes a checkpoint complete
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the adapter and the objective's state; the Trainer adds optimiser, schedule and random states."""
