@@ -127,6 +127,24 @@ def test_other_kinds_choose_within_the_deepest(make_routed, kinds_data):
     assert len(reachable) <= len(KINDS)
 
 
+def test_kinds_of_one_depth_share_a_route(make_routed, kinds_data):
+    model = make_routed(blocks=6, config=RouterConfig(protect_first=1, protect_last=1, window=1))
+    bank = Bank(6)
+    extend_bank(model, bank, dict.fromkeys(KINDS, 2), kinds_data(24).samples, StepCollator(0), rows=3, seed=0)
+    assert len({tuple(order) for order in bank.orders.values()}) == bank.distinct() == 1
+    assert len(bank.orders["planning"]) == 2
+
+
+def test_a_kind_that_the_data_lacks_is_named(make_routed, kinds_data, caplog):
+    model = make_routed(blocks=6, config=RouterConfig(protect_first=1, protect_last=1, window=1))
+    samples = [sample for sample in kinds_data(24).samples if sample.step_type != "answer"]
+    bank = Bank(6)
+    depth = {"tool_call": 1, "planning": 0, "answer": 2, "direct_call": 1}
+    extend_bank(model, bank, depth, samples, StepCollator(0), rows=3, seed=0)
+    assert bank.orders["answer"] == [] and len(bank.orders["tool_call"]) == 1
+    assert any("the data holds no answer" in text for text in caplog.messages)
+
+
 def test_rows_of_a_kind_take_sources_in_turn(kinds_data):
     samples = kinds_data(40).samples
     chosen = rows_of_kind(samples, "tool_call", 6, 0)

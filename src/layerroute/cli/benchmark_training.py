@@ -38,9 +38,7 @@ Trains both for a few updates and keeps neither. Two models are in memory at onc
     metavar="KEY=VALUE",
     help="Change a recipe value, by path or by bare name; see `layerroute info --recipe NAME` for all keys.",
 )
-@click.option(
-    "--updates", type=click.IntRange(min=2), default=20, show_default=True, help="Measured of each, in turn."
-)
+@click.option("--updates", type=click.IntRange(min=2), default=20, show_default=True, help="Measured of each, in turn.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's, the physical cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def benchmark_training(

@@ -100,7 +100,7 @@ def measure_training(
 def _take_turns(workers: Mapping[str, _Worker], updates: int) -> dict[str, list[Update]]:
     taken: dict[str, list[Update]] = {arm: [] for arm in workers}
     for number in range(updates + 1):
-        for arm in list(workers) if number % 2 else reversed(workers):
+        for arm in list(workers) if number % 2 else reversed(list(workers)):
             update = workers[arm].next()
             if number:  # the first warms up
                 taken[arm].append(update)

@@ -40,8 +40,9 @@ def extend_bank(
 ) -> None:
     """Search further blocks for every kind whose order in the bank is shorter than its depth.
 
-    The deepest kind is served first, from all routable blocks; the others choose among its blocks, so that no two sets
-    add up to a third. A kind without rows leaves out nothing.
+    Kinds of one depth share one order, searched on the mean of their losses: with equal budgets for all there is one
+    route for all. The deepest are served first, from all routable blocks; the others choose among their blocks, so that
+    no two sets add up to a third. A kind without rows leaves out nothing.
 
     Args:
         model: LoRA as trained so far; its mode is kept.
@@ -55,24 +56,42 @@ def extend_bank(
     training = model.training
     model.eval()
     allowed = list(model.routable)
-    for kind in sorted(KINDS, key=lambda kind: -depth[kind]):
-        order, missing = bank.orders[kind], depth[kind] - len(bank.orders[kind])
-        chosen = rows_of_kind(samples, kind, rows, seed) if missing > 0 else []
-        if missing > 0 and not chosen:
+    for kinds in _alike(bank, depth):
+        order, goal = bank.orders[kinds[0]], depth[kinds[0]]
+        chosen = {kind: rows_of_kind(samples, kind, rows, seed) for kind in kinds} if len(order) < goal else {}
+        for kind in [kind for kind, found in chosen.items() if not found]:
             _LOG.warning("the data holds no %s: it is trained without that budget, and leaves out nothing", kind)
+            del chosen[kind]
         if chosen:
-            part = list(_as_served(model, chosen, collator, kind))
-            candidates = [block for block in allowed if block not in order]
-            alone = dict(zip(candidates, losses_without(model, part, order, candidates).tolist(), strict=True))
-            order += greedy_order(model, [part], alone, min(missing, len(candidates)), order)
-            loss = losses_without(model, part, order, [None])
-            full = losses_without(model, part, [], [None])
-            _LOG.info(
-                "%s leaves out %s: %.3f nats, %.3f with every block (%d rows)", kind, order, loss, full, len(chosen)
-            )
+            parts = [list(_as_served(model, chosen[kind], collator, kind, kinds)) for kind in chosen]
+            order = _search(model, parts, order, goal, allowed)
+            bank.orders.update({kind: list(order) for kind in chosen})
+            _LOG.info("%s: %d blocks can be left out best: %s", " and ".join(chosen), len(order), order)
         if order and allowed == model.routable:
             allowed = order
     model.train(training)
+
+
+def _alike(bank: Bank, depth: Mapping[str, int]) -> list[list[str]]:
+    """Kinds of one depth and one order so far, the deepest first."""
+    groups: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for kind in KINDS:
+        groups.setdefault((-depth[kind], tuple(bank.orders[kind])), []).append(kind)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _search(
+    model: RoutedModel,
+    parts: Sequence[Sequence[Mapping[str, Any]]],
+    order: Sequence[int],
+    goal: int,
+    allowed: Sequence[int],
+) -> list[int]:
+    """The order, longer: up to `goal` blocks, of those allowed."""
+    candidates = [block for block in allowed if block not in order]
+    alone = torch.stack([losses_without(model, part, order, candidates) for part in parts]).mean(0).tolist()
+    missing = min(goal - len(order), len(candidates))
+    return [*order, *greedy_order(model, parts, dict(zip(candidates, alone, strict=True)), missing, order)]
 
 
 def rows_of_kind(samples: Sequence[Sample], kind: str, rows: int, seed: int) -> list[Sample]:
@@ -98,12 +117,15 @@ def kinds_of(sample: Sample) -> tuple[str, ...]:
 
 @torch.no_grad()
 def _as_served(
-    model: RoutedModel, samples: Sequence[Sample], collator: StepCollator, kind: str
+    model: RoutedModel, samples: Sequence[Sample], collator: StepCollator, kind: str, alike: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Batches for `losses_without`: a call after its boundary as its own tokens behind those that were read before."""
+    """Batches for `losses_without`: a call after its boundary as its own tokens behind those that were read before.
+
+    Where the kinds that are `alike` to it leave the same blocks out of what comes before, a call is one whole row.
+    """
     whole = []
     for sample in samples:
-        if kind == "tool_call" and sample.segment_starts:
+        if kind == "tool_call" and sample.segment_starts and "planning" not in alike:
             yield _from_boundary(model, sample, collator)
         else:
             whole.append(sample)
