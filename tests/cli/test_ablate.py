@@ -200,9 +200,9 @@ DATA = ("--data", "builtin:6", "--eval-data", "builtin:6")
         ((*DATA, "--seeds", "1", "--recipe", "defualt"), "did you mean 'default'?"),
         ((*DATA, "--seeds", "1", "--set", "routr_lr=1"), "did you mean 'router_lr'?"),
         ((*DATA, "--seeds", "1", "--sensitivity", "routr_lr=1"), "did you mean 'router_lr'?"),
-        ((*DATA, "--seeds", "1", "--sensitivity", "router_lr=0.1,-1"), "router_lr=-1: Input should be greater"),
+        ((*DATA, "--seeds", "1", "--sensitivity", "lora_lr=0.1,-1"), "lora_lr=-1: Input should be greater"),
         ((*DATA, "--seeds", "1", "--sensitivity", "router_lr="), "expected values with commas between them"),
-        ((*DATA, "--seeds", "1", "--sensitivity", "router_lr=1,1"), "a value is given twice"),
+        ((*DATA, "--seeds", "1", "--sensitivity", "lora_lr=1,1"), "a value is given twice"),
         ((*DATA, "--seeds", "1", "--sensitivity", "router_lr"), "expected KEY=VALUE"),
         ((*DATA, "--seeds", "1", "--sensitivity", "seed=1,2"), "every variant runs with every seed"),
         ((*DATA, "--seeds", "1", "--sensitivity", "budgets=null"), "that is a section"),
@@ -210,7 +210,7 @@ DATA = ("--data", "builtin:6", "--eval-data", "builtin:6")
         ((*DATA, "--seeds", "1", "--steps", "3", "--set", "steps=4"), "are given both"),
         (("--data", "builtin:6", "--eval-data", "nothing", "--seeds", "1"), "unknown data 'nothing'"),
         ((*DATA, "--seeds", "1"), "'nowhere': no such folder"),
-        ((*DATA, "--seeds", "1", "--model", "{backbone}", "--set", "tool_call=0.9"), "budget can be at most"),
+        ((*DATA, "--seeds", "1", "--model", "{backbone}", "--set", "budgets.tool_call=0.9"), "budget can be at most"),
     ],
 )
 def test_mistakes_are_told_in_one_line_before_anything_is_written(run, backbone, tmp_path, args, message):

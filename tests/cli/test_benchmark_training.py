@@ -52,6 +52,6 @@ def test_mistakes_are_one_line(args, words, run):
     assert words in outcome.stderr and outcome.stderr.count("\n") == 1
 
 
-def test_a_backbone_that_is_none_is_one_line(run, tmp_path):
+def test_what_training_refuses_is_one_line_from_the_other_process(run, tmp_path):
     outcome = run("benchmark-training", "--model", tmp_path, "--data", "builtin:12")
     assert outcome.status == 2 and "no config.json" in outcome.stderr and outcome.stderr.count("\n") == 1

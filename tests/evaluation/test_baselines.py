@@ -15,10 +15,11 @@ from layerroute.data.render import Sample
 from layerroute.data.steps import STEP_TYPES
 from layerroute.errors import DataError
 from layerroute.evaluation.baselines import ARMS, Baselines, choose, measure_baselines, reached_rates
+from layerroute.evaluation.influence import block_influence
 from layerroute.evaluation.measure import bits
-from layerroute.evaluation.predictors import router_vectors
-from layerroute.evaluation.removal import block_influence, greedy_order, losses_without
+from layerroute.model.deciding import router_vectors
 from layerroute.runtime.cost import executed_flops
+from layerroute.training.removal import greedy_order, losses_without
 
 BLOCKS = 6
 COLLATOR = StepCollator(pad_token_id=0)
@@ -105,7 +106,8 @@ def test_every_greedy_step_is_the_best_of_all(model, mean_loss):
     """With no more candidates than are tried, each step must agree with an exhaustive one."""
     samples = drawn_samples(6)
     parts = [samples[:2], samples[2:]]
-    alone = torch.stack([losses_without(model, [COLLATOR(part)], (), model.routable) for part in parts]).mean(0)
+    mean = torch.stack([losses_without(model, [COLLATOR(part)], (), model.routable) for part in parts]).mean(0)
+    alone = dict(zip(model.routable, mean.tolist(), strict=True))
     order = greedy_order(model, [[COLLATOR(part)] for part in parts], alone, depth=3)
     for step, block in enumerate(order):
         costs = {
@@ -124,14 +126,14 @@ def test_only_the_eight_cheapest_alone_are_tried(make_routed):
     model = make_routed(blocks=14)
     part = [COLLATOR(drawn_samples(2))]
     ranked = list(reversed(model.routable))
-    alone = torch.tensor([float(ranked.index(block)) for block in model.routable], dtype=torch.float64)
+    alone = {block: float(ranked.index(block)) for block in model.routable}
     order = greedy_order(model, [part], alone, depth=2)
     losses = losses_without(model, part, order[:1], ranked[1:9])
     assert order == [ranked[0], ranked[1:9][int(losses.argmin())]]
 
 
 def test_losses_that_are_no_number_are_taken_last(model):
-    alone = torch.tensor([float("nan"), 3.0, 2.0, float("nan")], dtype=torch.float64)
+    alone = dict(zip(model.routable, [float("nan"), 3.0, 2.0, float("nan")], strict=True))
     assert greedy_order(model, [[COLLATOR(drawn_samples(1))]], alone, depth=1) == [3]
 
 
@@ -178,8 +180,12 @@ def test_static_sets_are_by_influence_and_by_loss(model, chosen):
     assert summary["skip_rate"]["tool_call"] == pytest.approx(55)
 
 
+def first_vectors(model, batch):
+    return router_vectors(model, *(batch[name] for name in ("input_ids", "attention_mask", "context_mask")))[:, 0]
+
+
 def probed(model, chosen, samples):
-    return chosen.probe.predict(router_vectors(model, COLLATOR(samples)).numpy())
+    return chosen.probe.predict(first_vectors(model, COLLATOR(samples)).numpy())
 
 
 def test_the_probe_tells_most_of_what_it_has_not_seen(model, chosen):
@@ -228,7 +234,7 @@ ROUTERS = [{}, {"pooling": "joint"}, {"context": "window"}, {"protect_first": 0}
 def test_the_probe_reads_what_the_routers_read(router, make_routed):
     model = make_routed(config=RouterConfig(**{"protect_first": 1, "window": 4, **router}), blocks=BLOCKS)
     batch = COLLATOR(drawn_samples(5))
-    vectors = router_vectors(model, batch)
+    vectors = first_vectors(model, batch)
     with torch.no_grad():
         probs = torch.sigmoid(vectors @ model.routers.weight.T + model.routers.bias)
     inputs = (batch[name] for name in ("input_ids", "attention_mask", "context_mask"))

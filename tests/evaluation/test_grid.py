@@ -249,7 +249,7 @@ def test_markdown_shows_means_and_half_intervals(tmp_path, plan, make_samples, p
     write_grid(tmp_path, plan, make_samples, provenance)
     table = collect(tmp_path)
     lines = markdown(table).splitlines()
-    assert lines[0] == "# Ablation of recipe `default`, 3 seeds"
+    assert lines[0] == "# Ablation of recipe `end_to_end`, 3 seeds"
     figure = table["arms"]["routed"]["skip_tool_call"]
     half = figure["ci95"][1] - figure["mean"]
     assert next(line for line in lines if line.startswith("| `routed` | ")).split(" | ")[1] == (

@@ -170,6 +170,16 @@ def test_routers_learn_the_bank_and_give_no_other_route(make_routed, kinds_data)
     assert len(routes.flatten(0, 1).unique(dim=0)) <= len(KINDS)
 
 
+def test_what_all_kinds_leave_out_is_closed_for_all(make_routed, kinds_data):
+    model = make_routed(blocks=6, config=RouterConfig(protect_first=1, protect_last=1, window=1)).eval()
+    data = kinds_data(40)
+    decisions = read_decisions(model, data.samples, StepCollator(0), rows=10, seed=0)
+    fit_routers(model, decisions, Bank(6, dict.fromkeys(KINDS, [2, 4])), decay=0.1, open_weight=4.0)
+    batch = StepCollator(0)(data.samples)
+    routes = model(batch["input_ids"], attention_mask=batch["attention_mask"]).routes
+    assert routes.tolist() == [[True, True, False, True, False, True]] * 40
+
+
 def test_training_ends_in_routers_that_keep_the_budgets(make_trainer, fast_recipe, kinds_data):
     recipe = fast_recipe(
         "default",

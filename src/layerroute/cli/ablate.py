@@ -18,7 +18,7 @@ Examples:
   layerroute ablate --model smollm2-135m --data train.jsonl --eval-data test.jsonl --seeds 3 \\
     --output grid
   layerroute ablate --model smollm2-135m --data builtin --eval-data test.jsonl --seeds 3 --steps 100 \\
-    --limit 200 --sensitivity router_loss_weight=30,100,1000 --output grid
+    --limit 200 --sensitivity budgets.tool_call=0.2,0.3,0.4 --output grid
   layerroute report grid --output report.html
 
 An interrupted grid goes on with the same command.
@@ -27,7 +27,7 @@ An interrupted grid goes on with the same command.
 
 @click.command(epilog=_EPILOG)
 @click.option("--model", required=True, help="Backbone: a built-in name, a folder, a .gguf file or a hub id.")
-@click.option("--recipe", default="default", show_default=True, help="`default`, `paper`, or a YAML file.")
+@click.option("--recipe", default="default", show_default=True, help="`default`, `end_to_end`, `paper`, or a YAML file.")
 @click.option(
     "--data",
     multiple=True,

@@ -23,7 +23,7 @@ Examples:
 @click.command(epilog=_EPILOG)
 @click.option("--adapter", help="An adapter folder, or a built-in name.")
 @click.option("--model", help="A backbone: a built-in name, a folder, a .gguf file or a hub id.")
-@click.option("--recipe", help="`default`, `paper`, or a YAML file; with --model, what it would attach.")
+@click.option("--recipe", help="`default`, `end_to_end`, `paper`, or a YAML file; with --model, what it would attach.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def info(adapter: str | None, model: str | None, recipe: str | None, as_json: bool) -> None:
     """Show blocks, what is routable, parameters per part, and the recipe."""

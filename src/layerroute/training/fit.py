@@ -81,7 +81,7 @@ def fit_routers(model: RoutedModel, decisions: Decisions, bank: Bank, *, decay: 
     """Set every router to the logistic regression of 'this kind runs the block' on what the routers read.
 
     Minimises `sum of weight * cross_entropy(gate, route) + decay * |w|^2 / 2` per block, the bias free, by L-BFGS.
-    A block that every kind runs is left wide open.
+    A block that every kind runs is left wide open, one that none runs is closed as firmly.
 
     Args:
         model: whose routers are set.
@@ -98,7 +98,6 @@ def fit_routers(model: RoutedModel, decisions: Decisions, bank: Bank, *, decay: 
         patterns.setdefault(tuple(table[:, block].tolist()), []).append(position)
     with torch.no_grad():
         routers.weight.zero_()
-        routers.bias.fill_(_WIDE_OPEN)
     for pattern, positions in patterns.items():
         target = torch.tensor(pattern, device=decisions.kinds.device)[decisions.kinds].float()
         if bool(target.all()):
@@ -131,7 +130,7 @@ def _tell(model: RoutedModel, decisions: Decisions, table: Tensor) -> None:
 
 
 _WIDE_OPEN = 4.0
-"""The logit of a block that no kind leaves out."""
+"""The logit of a block that no kind leaves out, and minus that of one that every kind does."""
 
 
 def _regress(vectors: Tensor, weights: Tensor, target: Tensor, decay: float) -> tuple[Tensor, Tensor]:

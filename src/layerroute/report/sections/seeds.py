@@ -34,7 +34,7 @@ def sensitivity_items(ablation: Mapping[str, Any] | None) -> list[Item]:
     """A chart and a table for each setting that was varied."""
     varied = (ablation or {}).get("sensitivity") or {}
     if not varied:
-        command = f"{_ABLATE} --sensitivity router_loss_weight=30,100,1000"
+        command = f"{_ABLATE} --sensitivity budgets.tool_call=0.2,0.3,0.4"
         return [Hint("How the figures move with a setting of the recipe is measured with", command)]
     return [_curve(key, rows) for key, rows in varied.items() if rows]
 
