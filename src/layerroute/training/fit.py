@@ -100,7 +100,9 @@ def fit_routers(model: RoutedModel, decisions: Decisions, bank: Bank, *, decay: 
         routers.weight.zero_()
     for pattern, positions in patterns.items():
         target = torch.tensor(pattern, device=decisions.kinds.device)[decisions.kinds].float()
-        if bool(target.all()):
+        if bool((target == target[0]).all()):  # nothing to tell apart
+            with torch.no_grad():
+                routers.bias[positions] = _WIDE_OPEN if bool(target[0]) else -_WIDE_OPEN
             continue
         weights = decisions.weights * torch.where(target > 0.5, open_weight, 1.0)
         weight, bias = _regress(decisions.vectors, weights / weights.sum(), target, decay)
