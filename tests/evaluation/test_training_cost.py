@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from layerroute.data.builtin import builtin_steps
+from layerroute.data.steps import write_steps
 from layerroute.errors import ConfigError
 from layerroute.evaluation.training_arms import LoraArm, RoutedArm, planned_updates
 from layerroute.evaluation.training_cost import Measured, Update, measure_training, summarise
@@ -24,11 +26,14 @@ BY_RECIPE = {
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer, make_config) -> Path:
+    """One token per byte; beside it, `rows.jsonl` holds short steps of every kind."""
     folder = tmp_path_factory.mktemp("backbone")
     byte_tokenizer().save_pretrained(folder)
     torch.manual_seed(0)
     config = make_config("llama", 5, vocab_size=300, max_position_embeddings=2048, initializer_range=0.02)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    steps = sorted(builtin_steps(100, 0), key=lambda step: len(str(step.to_row())))
+    write_steps(folder / "rows.jsonl", steps[:36])
     return folder
 
 
@@ -38,7 +43,7 @@ def quick_recipe(name: str, **changes: str) -> Recipe:
 
 
 def first_update(backbone: Path, recipe: Recipe):
-    parts = load_parts(str(backbone), ["builtin:24"], recipe)
+    parts = load_parts(str(backbone), [str(backbone / "rows.jsonl")], recipe)
     return parts, next(planned_updates(parts, recipe))
 
 

@@ -11,9 +11,11 @@ import logging
 import multiprocessing
 import signal
 import tempfile
+import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -158,7 +160,8 @@ class _Worker:
         self.arm = arm
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, arm, *given), daemon=True)
-        self.process.start()
+        with _ignored_interrupts():  # Ctrl-C is for the process that asks, which then ends this one
+            self.process.start()
         theirs.close()  # so that its end is seen here
 
     def next(self) -> Any:
@@ -192,10 +195,23 @@ class _Worker:
         )
 
 
+@contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """Within this context Ctrl-C does nothing; a process that is started in it ignores Ctrl-C for good."""
+    if threading.current_thread() is not threading.main_thread():  # where Python lets no signal be set
+        yield
+        return
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
 def _work(pipe: Connection, arm: str, *given: Any) -> None:
     """What a measuring process does: it gives answers, each when the one before has been taken."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks says when it is over
     transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)  # PEFT's own
     try:
         for answer in _answers(arm, *given):
             pipe.send(answer)

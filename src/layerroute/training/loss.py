@@ -115,8 +115,9 @@ class RoutedLoss:
         present = inputs["segment_types"] >= 0
         gates, gate_probs, types = out.gates[present], out.gate_probs[present], inputs["segment_types"][present]
         self._watch(routed, gates, step)
-        penalty = self._penalty(gates, gate_probs, types, step)
-        gate_cost = self._gate_cost(gates, types) if measured else torch.zeros_like(penalty)
+        share = self._share(len(types), gates.device)
+        penalty = self._penalty(gates, gate_probs, types, share, step)
+        gate_cost = share * self._gate_cost(gates, types) if measured else torch.zeros_like(penalty)
         own_tokens = wanted.sum()
         update_tokens = own_tokens if tokens is None else tokens
         lm_loss = (cross_entropy + settings.distillation_weight * distillation) / update_tokens
@@ -141,13 +142,18 @@ class RoutedLoss:
         assert self.costs is not None
         return objective.gate_cost(gates, self.costs, types)
 
-    def _penalty(self, gates: Tensor, gate_probs: Tensor, types: Tensor, step: int) -> Tensor:
+    def _share(self, decisions: int, device: torch.device) -> Tensor:
+        """This process's share of all decisions times the processes: what turns its mean into its part of the mean."""
+        own = torch.tensor(float(decisions), device=device)
+        return self.processes * own / self.reduce(own)
+
+    def _penalty(self, gates: Tensor, gate_probs: Tensor, types: Tensor, share: Tensor, step: int) -> Tensor:
         """The penalty of decisions: gates and their probabilities float32 `[n, blocks]`, step types int64 `[n]`."""
         sums, counts = objective.skip_sums(gates, types, len(STEP_TYPES))
         for index, name in enumerate(STEP_TYPES):
             self.means.add(f"skip_rate_{name}", sums[index], counts[index])
         if self.gates.penalty == "soft_mean":
-            return objective.soft_mean_penalty(gate_probs)
+            return share * objective.soft_mean_penalty(gate_probs)
         totals, rows = self.reduce(torch.stack([sums.detach(), counts]))
         shared = rows.clamp(min=1)
         self.running = objective.running_rates(self.running, totals / shared, rows, self.gates.statistic_decay)
