@@ -47,7 +47,7 @@ TEMPLATE = (
 
 CHANGES = {
     "default": {"warmup_share": "0", "rows": "3", "search.part": "1", "fit_rows": "20"},
-    "end_to_end": {"logit_noise": "0", "router_lr": "0.1", "cost_rows": "2"},
+    "end_to_end": {"logit_noise": "0", "router_lr": "0.1", "cost_rows": "2", "balance_types": "false"},
 }
 BOTH = {
     "budgets.tool_call": "0.5",

@@ -16,7 +16,8 @@ from layerroute.data.render import Sample
 from layerroute.data.steps import STEP_TYPES
 from layerroute.training.bank import DIRECT, KINDS, Bank, decision_kinds, depths
 from layerroute.training.fit import fit_routers, read_decisions
-from layerroute.training.search import extend_bank, kinds_of, rows_of_kind
+from layerroute.training.removal import losses_without
+from layerroute.training.search import _as_served, extend_bank, kinds_of, rows_of_kind
 from layerroute.training.settings import Budgets
 
 MARKER = 9
@@ -113,6 +114,28 @@ def test_search_takes_the_cheapest_pair_as_served(make_routed, kinds_data, delet
     assert bank.orders["answer"] == [first, second]
 
 
+def test_a_call_is_measured_behind_its_boundary(family, make_routed, kinds_data):
+    """Against whole passes under forced routes: the tokens up to the boundary run every block, the others do not."""
+    model = make_routed(family, blocks=6, config=RouterConfig(protect_first=1, protect_last=1, window=1)).eval()
+    samples = [sample for sample in kinds_data(24).samples if sample.segment_starts]
+    part = list(_as_served(model, samples, StepCollator(0), "tool_call", ["tool_call"]))
+    losses = losses_without(model, part, [2], [1, 4])
+    for loss, block in zip(losses.tolist(), (1, 4), strict=True):
+        total, tokens = 0.0, 0
+        for sample in samples:
+            batch = StepCollator(0)([sample])
+            routes = torch.ones(1, 2, 6, dtype=torch.bool)
+            routes[0, 1, [2, block]] = False
+            with torch.no_grad():
+                logits = model(batch["input_ids"], segment_ids=batch["segment_ids"], routes=routes).logits[0]
+            start = sample.segment_starts[0]
+            total += functional.cross_entropy(
+                logits[start:-1], batch["input_ids"][0, start + 1 :], reduction="sum"
+            ).item()
+            tokens += len(sample.input_ids) - start - 1
+        assert loss == pytest.approx(total / tokens, rel=1e-4)
+
+
 def test_other_kinds_choose_within_the_deepest(make_routed, kinds_data):
     model = make_routed(blocks=8, config=RouterConfig(protect_first=1, protect_last=1, window=1))
     bank = Bank(8)
@@ -174,7 +197,7 @@ def test_what_all_kinds_leave_out_is_closed_for_all(make_routed, kinds_data):
     model = make_routed(blocks=6, config=RouterConfig(protect_first=1, protect_last=1, window=1)).eval()
     data = kinds_data(40)
     decisions = read_decisions(model, data.samples, StepCollator(0), rows=10, seed=0)
-    fit_routers(model, decisions, Bank(6, dict.fromkeys(KINDS, [2, 4])), decay=0.1, open_weight=4.0)
+    fit_routers(model, decisions, Bank(6, {kind: [2, 4] for kind in KINDS}), decay=0.1, open_weight=4.0)
     batch = StepCollator(0)(data.samples)
     routes = model(batch["input_ids"], attention_mask=batch["attention_mask"]).routes
     assert routes.tolist() == [[True, True, False, True, False, True]] * 40

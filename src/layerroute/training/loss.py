@@ -129,7 +129,7 @@ class RoutedLoss:
         self.means.add("penalty", penalty, torch.ones_like(penalty))
         self.means.add("gate_cost", gate_cost, torch.ones_like(penalty))
         moved = objective.gate_movement(gate_probs, routed.routers.initial_logit, routed.routable)
-        self.means.add("gate_movement", moved, torch.ones_like(moved))
+        self.means.add("gate_movement", share * moved, torch.ones_like(moved))
         return loss, out
 
     def _watch(self, routed: RoutedModel, gates: Tensor, step: int) -> None:

@@ -133,7 +133,8 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, str] | None = 
     """Read a recipe and change some of its values.
 
     Args:
-        name_or_path: a packaged name (`default`, `end_to_end`, `paper`) or a YAML file; keys that a file leaves out are `default`'s.
+        name_or_path: a packaged name (`default`, `end_to_end`, `paper`) or a YAML file; keys that a file leaves out are
+            `default`'s.
         overrides: values as YAML text by key, either dotted (`training.steps`) or bare where unambiguous (`steps`).
 
     Raises:

@@ -74,7 +74,7 @@ def losses_without(
     Args:
         model: in evaluation mode, LoRA on.
         part: batches of `StepCollator` on the model's device; of one row each, nothing is padded. A batch may hold
-            `past_key_values` of tokens before its own, which were read with every block.
+            `past_key_values` of tokens before its own, which were read with every block, and `position_ids`.
         removed: blocks that are left out already.
         candidates: blocks that are not; None for no further one.
 
@@ -132,7 +132,7 @@ def _sortable(loss: float) -> float:
 
 def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What the backbone takes; a pass writes into its own copy of the keys and values before it."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     past = copy.deepcopy(batch.get("past_key_values"))
     return {**inputs, "past_key_values": past, "use_cache": past is not None}
 

@@ -184,23 +184,24 @@ def train(
 def _train(trainer: RoutedTrainer, stopper: StopOnSignal, checkpoint: Path | None) -> None:
     """Run the loop; a signal, a lost process or a failed write ends it with what there is to go on from."""
     updates = trainer.recipe.training.updates
-    try:
-        with stopper:
+    with stopper:
+        try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (OSError, RuntimeError) as error:
-        good = last_checkpoint(trainer.checkpoints) or "none yet"
-        if process_lost(error):
+        except (OSError, RuntimeError) as error:
+            good = last_checkpoint(trainer.checkpoints) or "none yet"
+            if process_lost(error):
+                raise TrainingError(
+                    f"training stopped after update {trainer.state.global_step} of {updates}, because another process "
+                    f"of this run has ended; last good checkpoint: {good}; run the same command with --resume to "
+                    "continue"
+                ) from error
+            # torch reports a failed write as a RuntimeError of this name
+            if not isinstance(error, OSError) and "PytorchStreamWriter" not in str(error):
+                raise
             raise TrainingError(
-                f"training stopped after update {trainer.state.global_step} of {updates}, because another process of "
-                f"this run has ended; last good checkpoint: {good}; run the same command with --resume to continue"
+                f"training stopped, a file could not be written: {error}; last good checkpoint: {good}; make room and "
+                "run the same command with --resume"
             ) from error
-        # torch reports a failed write as a RuntimeError of this name
-        if not isinstance(error, OSError) and "PytorchStreamWriter" not in str(error):
-            raise
-        raise TrainingError(
-            f"training stopped, a file could not be written: {error}; last good checkpoint: {good}; make room and run "
-            "the same command with --resume"
-        ) from error
     if stopper.requested and trainer.state.global_step < updates:
         raise TrainingInterrupted(
             f"interrupted after update {trainer.state.global_step} of {updates}; checkpoint: "

@@ -11,6 +11,7 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ __all__ = ["extend_bank", "kinds_of", "rows_of_kind"]
 
 _LOG = logging.getLogger(__name__)
 
-_BATCH = 4
+_BATCH = 8
 
 
 def extend_bank(
@@ -123,21 +124,48 @@ def _as_served(
 
     Where the kinds that are `alike` to it leave the same blocks out of what comes before, a call is one whole row.
     """
-    whole = []
-    for sample in samples:
-        if kind == "tool_call" and sample.segment_starts and "planning" not in alike:
-            yield _from_boundary(model, sample, collator)
-        else:
-            whole.append(sample)
-    whole.sort(key=lambda sample: len(sample.input_ids))
-    for start in range(0, len(whole), _BATCH):
-        yield {name: value.to(model.device) for name, value in collator(whole[start : start + _BATCH]).items()}
+    parted = kind == "tool_call" and "planning" not in alike
+    behind = [sample for sample in samples if parted and sample.segment_starts]
+    for group in _groups(behind):
+        yield _behind_boundary(model, group, collator)
+    for group in _groups([sample for sample in samples if not (parted and sample.segment_starts)]):
+        yield {name: value.to(model.device) for name, value in collator(group).items()}
 
 
-def _from_boundary(model: RoutedModel, sample: Sample, collator: StepCollator) -> dict[str, Any]:
-    batch = {name: value.to(model.device) for name, value in collator([sample]).items()}
-    start = sample.segment_starts[0]
-    before = batch["input_ids"][:, :start]
-    past = model.structure.decoder(input_ids=before, use_cache=True).past_key_values
-    own = {name: batch[name][:, start:] for name in ("input_ids", "labels")}
-    return {**own, "attention_mask": batch["attention_mask"], "past_key_values": past}
+def _groups(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    """Samples of like length together."""
+    ordered = sorted(samples, key=lambda sample: len(sample.input_ids))
+    for start in range(0, len(ordered), _BATCH):
+        yield ordered[start : start + _BATCH]
+
+
+def _behind_boundary(model: RoutedModel, samples: Sequence[Sample], collator: StepCollator) -> dict[str, Any]:
+    """The tokens from each turn's first boundary on, with the keys and values of those before it.
+
+    What comes before is padded on the left and the rest on the right, so that the boundaries meet.
+    """
+    starts = [sample.segment_starts[0] for sample in samples]
+    before = replace(collator, padding_side="left")([_cut(s, 0, at) for s, at in zip(samples, starts, strict=True)])
+    own = collator([_cut(s, at, len(s.input_ids)) for s, at in zip(samples, starts, strict=True)])
+    before, own = ({name: value.to(model.device) for name, value in part.items()} for part in (before, own))
+    mask = before["attention_mask"]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    read = model.structure.decoder(
+        input_ids=before["input_ids"], attention_mask=mask, position_ids=positions, use_cache=True
+    )
+    lengths = torch.tensor(starts, device=model.device).unsqueeze(1)
+    return {
+        "input_ids": own["input_ids"],
+        "labels": own["labels"],
+        "attention_mask": torch.cat([mask, own["attention_mask"]], dim=1),
+        "position_ids": lengths + torch.arange(own["input_ids"].shape[1], device=model.device),
+        "past_key_values": read.past_key_values,
+    }
+
+
+def _cut(sample: Sample, start: int, end: int) -> Sample:
+    """The tokens `start` to `end` of a sample, all of them learned that its target holds."""
+    prompt = min(max(sample.prompt_length - start, 0), end - start)
+    return replace(
+        sample, input_ids=sample.input_ids[start:end], prompt_length=prompt, thought_length=0, segment_starts=()
+    )

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from layerroute.data.collate import StepCollator, StepDataset
@@ -116,6 +116,8 @@ class RoutedTrainer(Trainer):
             data_collator=StepCollator(pad_token_id, loss_on=settings.loss_on, pool_over=settings.pool_over),
             **kwargs,
         )
+        if self.args.process_index:  # each process draws dropout and noise of its own
+            set_seed(recipe.training.seed + self.args.process_index)
         for default in (PrinterCallback, ProgressCallback):  # both print logs to stdout
             self.remove_callback(default)
         self.add_callback(ProgressBar() if progress else LogLines())
