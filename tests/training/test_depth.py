@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
-import torch
 
 from layerroute import RouterConfig
 from layerroute.training.bank import KINDS
@@ -68,22 +65,25 @@ def test_a_depth_goes_on_from_its_state(accepting, fast_recipe, make_routed):
     assert [other.at(step) for step in range(40, 60)] == [accepting.at(step) for step in range(40, 60)]
 
 
-@pytest.mark.parametrize(("gate", "state"), [(1.0, "open"), (0.0, "closed")])
-def test_gates_that_no_longer_choose_are_named_once(gate, state, caplog):
-    collapse = Collapse([1, 2])
-    gates = torch.ones(3, 4)
-    gates[:, 1:3] = gate
-    with caplog.at_level(logging.WARNING):
-        for step in range(2 * PATIENCE + 10):
-            collapse.note(gates, step, skipping=True)
+@pytest.mark.parametrize(("share", "state"), [(1.0, "open"), (0.0, "closed")])
+def test_gates_that_no_longer_choose_are_named_once(share, state, caplog):
+    collapse = Collapse()
+    for step in range(2 * PATIENCE + 10):
+        collapse.note(share, step, skipping=True)
     assert [f"all gates have been {state} for every input since update 1" in text for text in caplog.messages] == [True]
     assert PATIENCE <= 100
 
 
 def test_gates_that_choose_or_need_not_are_no_collapse(caplog):
-    collapse = Collapse([1, 2])
-    mixed = torch.tensor([[1.0, 0.0, 1.0]])
+    collapse = Collapse()
     for step in range(2 * PATIENCE):
-        collapse.note(torch.ones(3, 3), step, skipping=False)
-        collapse.note(mixed if step % 40 == 0 else torch.zeros(1, 3), step, skipping=True)
+        collapse.note(1.0, step, skipping=False)
+        collapse.note(0.9 if step % 40 == 0 else 0.0, step, skipping=True)
     assert not caplog.messages
+
+
+def test_a_run_says_that_its_gates_are_all_open(make_trainer, fast_recipe, caplog):
+    changes = {"router_loss_weight": 0, "gate_signal": "straight_through", "cost_rows": "null", "logit_noise": 0}
+    recipe = fast_recipe(steps=PATIENCE + 5, router_lr=1e-9, min_lr=0, ramp_share=0, save_every=100, **changes)
+    make_trainer(recipe).train()
+    assert any("all gates have been open" in text for text in caplog.messages)

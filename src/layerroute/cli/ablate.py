@@ -27,7 +27,7 @@ An interrupted grid goes on with the same command.
 
 @click.command(epilog=_EPILOG)
 @click.option("--model", required=True, help="Backbone: a built-in name, a folder, a .gguf file or a hub id.")
-@click.option("--recipe", default="default", show_default=True, help="`default`, `end_to_end`, `paper`, or a YAML file.")
+@click.option("--recipe", default="default", show_default=True, help="`default`, `end_to_end`, `paper` or a file.")
 @click.option(
     "--data",
     multiple=True,

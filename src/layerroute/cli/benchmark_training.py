@@ -30,7 +30,7 @@ Trains both for a few updates and keeps neither. Two models are in memory at onc
     "--data", "first_data", multiple=True, required=True, help="Files of steps, `builtin`, or a hub source; several."
 )
 @click.argument("more_data", nargs=-1, metavar="[MORE DATA]...")
-@click.option("--recipe", default="default", show_default=True, help="`default`, `paper`, or a YAML file.")
+@click.option("--recipe", default="default", show_default=True, help="`default`, `end_to_end`, `paper` or a file.")
 @click.option(
     "--set",
     "overrides",

@@ -29,7 +29,7 @@ Examples:
     "--data", "first_data", multiple=True, required=True, help="Files of steps, `builtin`, or a hub source; several."
 )
 @click.argument("more_data", nargs=-1, metavar="[MORE DATA]...")
-@click.option("--recipe", default="default", show_default=True, help="`default`, `end_to_end`, `paper`, or a YAML file.")
+@click.option("--recipe", default="default", show_default=True, help="`default`, `end_to_end`, `paper` or a file.")
 @click.option("--steps", type=int, help="Length of the run; short for --set training.steps=N.")
 @click.option(
     "--set",

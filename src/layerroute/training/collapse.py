@@ -1,14 +1,12 @@
 """Notices when gates no longer choose: all of them open, or all closed, for every input, for many updates on end.
 
 Contract: warns once for each of the two, names it, and changes nothing; a collapse may be what a recipe leads to, and
-is then a result. Boundary: sees gates; knows neither losses nor budgets.
+is then a result. Boundary: sees one share; knows neither losses nor models.
 """
 
 from __future__ import annotations
 
 import logging
-
-from torch import Tensor
 
 __all__ = ["PATIENCE", "Collapse"]
 
@@ -19,30 +17,21 @@ PATIENCE = 50
 
 
 class Collapse:
-    """Watches the gates of successive micro-batches.
+    """Watches the gates of successive micro-batches."""
 
-    Args:
-        routable: blocks that carry a router.
-    """
-
-    def __init__(self, routable: list[int]) -> None:
-        self.routable = routable
+    def __init__(self) -> None:
         self._since: dict[str, int | None] = {"open": None, "closed": None}
         self._said: set[str] = set()
 
-    def note(self, gates: Tensor, step: int, skipping: bool) -> None:
-        """Note a micro-batch's gates float `[n, blocks]` at update `step`.
+    def note(self, share: float, step: int, skipping: bool) -> None:
+        """Note a micro-batch.
 
         Args:
-            gates: hard, of n decisions.
-            step: from 0.
+            share: of its gates at routable blocks that are open, over all decisions and processes.
+            step: update, from 0.
             skipping: whether anything is to be skipped at this update; if not, open gates are no collapse.
         """
-        routed = gates.detach()[:, self.routable]
-        if not routed.numel():
-            return
-        mean = float(routed.mean())
-        for state, holds in (("open", mean == 1 and skipping), ("closed", mean == 0)):
+        for state, holds in (("open", share == 1 and skipping), ("closed", share == 0)):
             since = self._since[state]
             if not holds:
                 self._since[state] = None

@@ -55,7 +55,7 @@ class RoutedLoss:
         self.reduce = reduce
         self.processes = processes
         self.trained = bool(recipe.optimizer.router_lr)
-        self.collapse: Collapse | None = None
+        self.collapse = Collapse()
         self.means = Means()
         self.running = torch.full((len(STEP_TYPES),), float("nan"), device=device)
         """float32 `[K]`: running skip rate per step type, NaN where none was seen."""
@@ -133,10 +133,12 @@ class RoutedLoss:
         return loss, out
 
     def _watch(self, routed: RoutedModel, gates: Tensor, step: int) -> None:
-        if self.collapse is None:
-            self.collapse = Collapse(routed.routable)
+        """Have it said where gates no longer choose; routers that are not trained need not."""
         budgets = self.budgets(step)
-        self.collapse.note(gates, step, skipping=self.trained and (not budgets or any(budgets.values())))
+        routable = gates.detach()[:, routed.routable]
+        share, count = self.reduce(torch.stack([routable.sum(), torch.ones_like(routable).sum()])).tolist()
+        if count:
+            self.collapse.note(share / count, step, skipping=self.trained and (not budgets or any(budgets.values())))
 
     def _gate_cost(self, gates: Tensor, types: Tensor) -> Tensor:
         assert self.costs is not None

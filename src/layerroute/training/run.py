@@ -150,6 +150,8 @@ def train(
             "processes": process_count(),  # an update is of as many micro-batches
         }
         folder.open(description, checkpoint)
+    for name in [name for name in STEP_TYPES if name not in rows["train"]]:
+        _LOG.warning("the data holds no %s to train on: the run goes without its budget", name)
     for part, counts in rows.items():
         _LOG.info("%s rows: %s", part, _counts(counts))
 

@@ -61,7 +61,7 @@ def extend_bank(
         order, goal = bank.orders[kinds[0]], depth[kinds[0]]
         chosen = {kind: rows_of_kind(samples, kind, rows, seed) for kind in kinds} if len(order) < goal else {}
         for kind in [kind for kind, found in chosen.items() if not found]:
-            _LOG.warning("the data holds no %s: it is trained without that budget, and leaves out nothing", kind)
+            _LOG.warning("the data holds no %s: no block is left out for it", kind)
             del chosen[kind]
         if chosen:
             parts = [list(_as_served(model, chosen[kind], collator, kind, kinds)) for kind in chosen]
