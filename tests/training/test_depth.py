@@ -9,7 +9,11 @@ from layerroute.training.bank import KINDS
 from layerroute.training.collapse import PATIENCE, Collapse
 from layerroute.training.depth import AcceptedDepth, RampedDepth, make_depth
 
-ACCEPTED = {"objective.budgets": "null", "accepted": "{tool_call: 0.1, direct_call: 0.1, planning: 0, answer: 0.02}"}
+ACCEPTED = {
+    "objective.budgets": "null",
+    "distillation_weight": 1,
+    "accepted": "{tool_call: 0.1, direct_call: 0.1, planning: 0, answer: 0.02}",
+}
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ checkpoint. Boundary: numbers alone; which blocks go is the bank's matter.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from layerroute.training.bank import KINDS, depths
 from layerroute.training.recipe import Recipe
 
 __all__ = ["AcceptedDepth", "Depth", "RampedDepth", "make_depth"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class Depth(Protocol):
@@ -61,6 +64,9 @@ class RampedDepth:
         self.warmup = round(recipe.search.full_depth_share * updates)
         self.ramp = recipe.objective.ramp_share * updates
         self.most = depths(recipe.objective.budgets, blocks)
+        for kind, share in recipe.objective.budgets.model_dump().items():
+            if share and not self.most[kind]:
+                _LOG.warning("objective.budgets.%s=%s is less than half of one of %d blocks: none", kind, share, blocks)
 
     def at(self, step: int) -> dict[str, int]:
         """`ceil(most * min(1, done / ramp))`, where `done` counts the updates since the warm-up."""
