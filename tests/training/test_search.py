@@ -226,3 +226,22 @@ def test_training_ends_in_routers_that_keep_the_budgets(make_trainer, fast_recip
     assert final["eval_skip_rate_tool_call"] == pytest.approx(0.5, abs=0.1)
     assert final["eval_skip_rate_planning"] <= 0.05
     assert not any(parameter.grad is not None for parameter in trainer.model.router_parameters())
+    assert {kind: len(blocks) for kind, blocks in trainer.left_out.items()} == {
+        "tool_call": 2,
+        "planning": 0,
+        "answer": 1,
+        "direct_call": 1,
+    }
+
+
+def test_accepted_loss_ends_in_routers_of_the_last_depth(make_trainer, fast_recipe, kinds_data):
+    """The search has gone further than the last update did: the routers follow the update."""
+    losses = "{tool_call: 1e-9, direct_call: 0, planning: 0, answer: 0}"
+    changes = {"objective.budgets": "null", "accepted": losses, "distillation_weight": 1, "window": 1}
+    recipe = fast_recipe("default", steps=20, boundaries="[[9]]", fit_rows=80, part=2, batch_size=4, **changes)
+    trainer = make_trainer(recipe, rows=kinds_data)
+    trainer.train()
+    assert len(trainer.routed_loss.bank.orders["tool_call"]) == 2
+    assert trainer.left_out == {"tool_call": [], "planning": [], "answer": [], "direct_call": []}
+    batch = StepCollator(0)(kinds_data(20).samples)
+    assert trainer.model.eval()(batch["input_ids"], attention_mask=batch["attention_mask"]).routes.all()

@@ -171,7 +171,8 @@ def train(
     )
     _train(trainer, stopper, checkpoint)
     if trainer.is_world_process_zero():
-        model.eval().save_pretrained(folder.path, recipe=recipe.model_dump(mode="json"), data=record)
+        left_out = {"left_out": trainer.left_out} if trainer.left_out is not None else {}
+        model.eval().save_pretrained(folder.path, recipe=recipe.model_dump(mode="json"), data=record | left_out)
     return TrainResult(
         output=folder.path,
         updates=settings.updates,

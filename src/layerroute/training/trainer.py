@@ -191,8 +191,18 @@ class RoutedTrainer(Trainer):
         assert isinstance(self.data_collator, StepCollator) and isinstance(loss, ToldLoss)
         seed = self.recipe.training.seed
         decisions = read_decisions(model, self.samples, self.data_collator, rows=settings.fit_rows, seed=seed)
-        fit_routers(model, decisions, loss.bank, decay=settings.fit_decay, open_weight=settings.open_weight)
+        bank = Bank(loss.bank.blocks, self.left_out)  # as deep as this update went, not as the search did
+        fit_routers(model, decisions, bank, decay=settings.fit_decay, open_weight=settings.open_weight)
         broadcast([parameter.data for parameter in model.router_parameters()])  # see `_search`
+
+    @property
+    def left_out(self) -> dict[str, list[int]] | None:
+        """The blocks that each kind of decision left out in the last update, where routes are searched."""
+        loss = self.routed_loss
+        if not isinstance(loss, ToldLoss):
+            return None
+        depth = loss.depth.at(self.state.global_step - 1)
+        return {kind: order[: depth[kind]] for kind, order in loss.bank.orders.items()}
 
     def _reduce(self, sums: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(sums, reduction="sum")
