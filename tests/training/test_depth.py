@@ -59,6 +59,20 @@ def test_a_prompt_closes_no_more_than_its_boundary(accepting):
         assert depth["direct_call"] <= depth["tool_call"] <= 1
 
 
+def test_a_kind_that_is_not_measured_goes_no_deeper(accepting):
+    assert all(set(accepting.at(step).values()) == {0} for step in range(100))
+
+
+def test_a_run_that_is_too_short_for_its_ramp_is_told(fast_recipe, make_routed, caplog):
+    make_depth(fast_recipe("default", steps=1, tool_call=0.5), make_routed(blocks=8))
+    assert any("1 updates are too few for the ramp" in text for text in caplog.messages)
+
+
+def test_a_budget_below_half_a_block_is_told(fast_recipe, make_routed, caplog):
+    make_depth(fast_recipe("default", tool_call=0.25, answer=0.1), make_routed(blocks=4))
+    assert any("budgets.answer=0.1 is less than half of one of 4 blocks" in text for text in caplog.messages)
+
+
 def test_a_depth_goes_on_from_its_state(accepting, fast_recipe, make_routed):
     for step in range(40):
         accepting.at(step)

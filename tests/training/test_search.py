@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from layerroute import RouterConfig
+from layerroute import RouterConfig, get_routed_model
 from layerroute.data.collate import StepCollator, StepDataset
 from layerroute.data.render import Sample
 from layerroute.data.steps import STEP_TYPES
+from layerroute.model.calibration import calibrate
 from layerroute.training.bank import DIRECT, KINDS, Bank, decision_kinds, depths
 from layerroute.training.fit import fit_routers, read_decisions
 from layerroute.training.removal import losses_without
@@ -76,7 +77,7 @@ def test_turn_routes_only_close_and_repeat_the_last():
     closed = [[[b for b in range(5) if not route[b]] for route in row] for row in routes]
     assert closed == [[[3], [1, 3], [1, 3]], [[1], [1, 3], [1, 3]], [[], [], []]]
     shallow = bank.turn_routes(kinds, {"tool_call": 1, "planning": 0, "answer": 0, "direct_call": 0})
-    assert (~shallow).sum().item() == 4 and bank.distinct() == 4
+    assert (~shallow).sum().item() == 4
 
 
 def test_search_takes_the_cheapest_pair_as_served(make_routed, kinds_data, delete_blocks):
@@ -150,11 +151,22 @@ def test_other_kinds_choose_within_the_deepest(make_routed, kinds_data):
     assert len(reachable) <= len(KINDS)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_sets_stay_within_the_deepest_when_searched_in_parts(seed, make_routed, kinds_data):
+    model = make_routed(blocks=10, config=RouterConfig(protect_first=1, protect_last=1, window=1))
+    bank = Bank(10)
+    for calls, answers in ((2, 2), (4, 4), (6, 4)):
+        depth = {"tool_call": calls, "planning": 0, "answer": answers, "direct_call": 2}
+        extend_bank(model, bank, depth, kinds_data(24, seed).samples, StepCollator(0), rows=2, seed=seed)
+    assert [len(bank.orders[kind]) for kind in KINDS] == [6, 0, 4, 2]
+    assert set(bank.orders["answer"]) | set(bank.orders["direct_call"]) <= set(bank.orders["tool_call"])
+
+
 def test_kinds_of_one_depth_share_a_route(make_routed, kinds_data):
     model = make_routed(blocks=6, config=RouterConfig(protect_first=1, protect_last=1, window=1))
     bank = Bank(6)
     extend_bank(model, bank, dict.fromkeys(KINDS, 2), kinds_data(24).samples, StepCollator(0), rows=3, seed=0)
-    assert len({tuple(order) for order in bank.orders.values()}) == bank.distinct() == 1
+    assert len({tuple(order) for order in bank.orders.values()}) == 1
     assert len(bank.orders["planning"]) == 2
 
 
@@ -193,6 +205,32 @@ def test_routers_learn_the_bank_and_give_no_other_route(make_routed, kinds_data)
     assert len(routes.flatten(0, 1).unique(dim=0)) <= len(KINDS)
 
 
+@pytest.mark.parametrize("threshold", [0.1, 0.9])
+def test_any_threshold_gives_the_same_routes(threshold, make_backbone, kinds_data):
+    data, collator, routes = kinds_data(40), StepCollator(0), []
+    for value in (0.5, threshold):
+        config = RouterConfig(protect_first=1, protect_last=1, window=1, threshold=value)
+        model = get_routed_model(make_backbone(blocks=6), config).eval()
+        decisions = read_decisions(model, data.samples, collator, rows=40, seed=0)
+        fit_routers(model, decisions, Bank(6, {"tool_call": [2, 3], "answer": [3]}), decay=0.01, open_weight=2.0)
+        batch = collator(data.samples)
+        routes.append(model(batch["input_ids"], attention_mask=batch["attention_mask"]).routes)
+    assert torch.equal(*routes) and not routes[0].all()
+
+
+def test_no_calibrated_budget_closes_what_training_never_left_out(make_routed, kinds_data):
+    model = make_routed(blocks=6, config=RouterConfig(protect_first=1, protect_last=1, window=1)).eval()
+    data, collator = kinds_data(40), StepCollator(0)
+    decisions = read_decisions(model, data.samples, collator, rows=40, seed=0)
+    fit_routers(model, decisions, Bank(6, {"tool_call": [2, 3], "answer": [3]}), decay=0.01, open_weight=2.0)
+    batch = collator(data.samples)
+    probs = model.gate_probs(batch["input_ids"], batch["attention_mask"])[:, model.routable]
+    table = calibrate(probs, [sample.step_type for sample in data.samples], 6, routers="", data={})
+    assert table.budgets[-1] == pytest.approx(2 / 6)
+    closed = probs <= table.threshold(table.budgets[-1])
+    assert closed[:, [1, 2]].all() and not closed[:, [0, 3]].any()
+
+
 def test_what_all_kinds_leave_out_is_closed_for_all(make_routed, kinds_data):
     model = make_routed(blocks=6, config=RouterConfig(protect_first=1, protect_last=1, window=1)).eval()
     data = kinds_data(40)
@@ -201,6 +239,22 @@ def test_what_all_kinds_leave_out_is_closed_for_all(make_routed, kinds_data):
     batch = StepCollator(0)(data.samples)
     routes = model(batch["input_ids"], attention_mask=batch["attention_mask"]).routes
     assert routes.tolist() == [[True, True, False, True, False, True]] * 40
+
+
+def test_direct_calls_alone_hold_calls_to_what_is_accepted(make_trainer, fast_recipe, kinds_data):
+    """Their divergence is that of both their decisions: neither may go on where it costs more than is accepted."""
+    losses = "{tool_call: 1e-6, direct_call: 1e-6, planning: 0, answer: 0}"
+    changes = {"objective.budgets": "null", "accepted": losses, "distillation_weight": 1, "window": 1, "part": 2}
+    recipe = fast_recipe("default", steps=30, boundaries="[[9]]", fit_rows=40, batch_size=2, save_every=50, **changes)
+
+    def direct(rows: int = 40, seed: int = 0) -> StepDataset:
+        return StepDataset([sample for sample in kinds_data(rows, seed).samples if len(kinds_of(sample)) == 2])
+
+    trainer = make_trainer(recipe, rows=direct)
+    trainer.train()
+    asked = [line["budget_tool_call"] for line in trainer.state.log_history if "budget_tool_call" in line]
+    assert 0 < max(asked) <= 0.25  # one block of four is tried, and given back
+    assert trainer.left_out["tool_call"] == trainer.left_out["direct_call"] == []
 
 
 def test_training_ends_in_routers_that_keep_the_budgets(make_trainer, fast_recipe, kinds_data):

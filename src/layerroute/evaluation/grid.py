@@ -41,7 +41,8 @@ _OPEN = {
         "gates.logit_noise": "0",
         "optimizer.router_lr": "0",
     },
-    "search": {f"objective.budgets.{kind}": "0" for kind in ("direct_call", "tool_call", "planning", "answer")},
+    "search": {"objective.accepted": "null"}
+    | {f"objective.budgets.{kind}": "0" for kind in ("direct_call", "tool_call", "planning", "answer")},
 }
 """Changes that leave LoRA alone at work, by how routes are learned."""
 

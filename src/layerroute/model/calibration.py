@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -96,7 +97,7 @@ class Calibration(Settings):
             )
         if share > largest:
             raise ConfigError(
-                f"skip_budget={skip_budget!r}: the blocks that always run leave at most {largest} to skip"
+                f"skip_budget={skip_budget!r}: the blocks that always run leave at most {largest:.4g} to skip"
             )
         return float(np.interp(share, self.budgets, self.thresholds[curve]))
 
@@ -131,9 +132,9 @@ def calibrate(
         routers: SHA-256 of the routers' file.
         data: source to SHA-256, to be recorded.
     """
-    routable = probs.shape[1]
-    whole = range(-(-100 * routable // blocks))
-    budgets = (*(percent / 100 for percent in whole), routable / blocks)
+    # a gate of probability 1 closes at no threshold: it is a block that training never left out
+    most = float((probs < 1).sum()) / (len(probs) * blocks)
+    budgets = (*(percent / 100 for percent in range(max(1, math.ceil(100 * most - 1e-9)))), most)
     curves = by_type(probs, step_types)
     return Calibration(
         routers=routers,
@@ -157,6 +158,8 @@ def _thresholds(probs: Tensor, blocks: int, budgets: Sequence[float]) -> tuple[f
     # between neighbouring floats there is nothing in the middle
     middles = torch.where(middles < values[1:], middles, values[:-1])
     edges = np.array([_ALL_OPEN, *middles.tolist(), _ALL_CLOSED])
+    if values[-1] == 1:
+        edges, counts = edges[:-1], counts[:-1]
     rates = np.concatenate([[0], np.cumsum(counts.numpy())]) / (len(probs) * blocks)
     chosen = np.searchsorted((rates[:-1] + rates[1:]) / 2, budgets)
     return tuple(edges[chosen].tolist())

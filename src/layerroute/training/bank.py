@@ -1,8 +1,8 @@
 """A bank of routes: for each kind of decision the blocks that it leaves out, in the order in which they go.
 
-Contract: the set of every kind lies within that of the deepest, so there are at most as many distinct routes as kinds,
-whatever decisions follow one another in a turn. Boundary: pure bookkeeping over step types and block numbers; how the
-order is found is `search.py`'s, who decides at inference is the routers'.
+Contract: the set of every kind lies within that of the deepest, so that whatever decisions follow one another in a
+turn, no block is left out that the deepest kind does not leave out. Boundary: pure bookkeeping over step types and
+block numbers; how the order is found is `search.py`'s, who decides at inference is the routers'.
 """
 
 from __future__ import annotations
@@ -76,7 +76,3 @@ class Bank:
         table = self.routes(depth).to(kinds.device)
         own = table[kinds.clamp(min=0)] | (kinds < 0).unsqueeze(-1)
         return own.long().cumprod(1).bool()
-
-    def distinct(self) -> int:
-        """How many different routes there are."""
-        return len(self.routes().unique(dim=0))

@@ -64,6 +64,8 @@ class RampedDepth:
         self.warmup = round(recipe.search.full_depth_share * updates)
         self.ramp = recipe.objective.ramp_share * updates
         self.most = depths(recipe.objective.budgets, blocks)
+        if self.at(updates - 1) != self.most:
+            _LOG.warning("training.steps: %d updates are too few for the ramp; the budgets are not reached", updates)
         for kind, share in recipe.objective.budgets.model_dump().items():
             if share and not self.most[kind]:
                 _LOG.warning("objective.budgets.%s=%s is less than half of one of %d blocks: none", kind, share, blocks)
@@ -123,7 +125,7 @@ class AcceptedDepth:
             accepted = self.accepted[kind]
             if self.depth[kind] and tokens and total / tokens > accepted:
                 self.depth[kind] -= 1
-            elif deeper and accepted > 0 and self.depth[kind] < self.most[kind]:
+            elif deeper and tokens and accepted > 0 and self.depth[kind] < self.most[kind]:
                 self.depth[kind] += 1
         # what a boundary closes, its prompt may close at most
         self.depth["direct_call"] = min(self.depth["direct_call"], self.depth["tool_call"])

@@ -9,6 +9,7 @@ nothing asks for them at inference.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ def fit_routers(model: RoutedModel, decisions: Decisions, bank: Bank, *, decay: 
     """
     table = bank.routes().to(decisions.kinds.device)
     routers = model.routers
+    threshold = routers.config.threshold
     patterns: dict[tuple[bool, ...], list[int]] = {}
     for position, block in enumerate(routers.routable):
         patterns.setdefault(tuple(table[:, block].tolist()), []).append(position)
@@ -108,19 +110,28 @@ def fit_routers(model: RoutedModel, decisions: Decisions, bank: Bank, *, decay: 
         weight, bias = _regress(decisions.vectors, weights / weights.sum(), target, decay)
         with torch.no_grad():
             routers.weight[positions] = weight
-            routers.bias[positions] = bias
+            routers.bias[positions] = bias + math.log(threshold / (1 - threshold))
     _tell(model, decisions, table)
 
 
 def _tell(model: RoutedModel, decisions: Decisions, table: Tensor) -> None:
     """Say how much of what each kind was told its routers skip, and warn where that is less than half."""
-    closed = (decisions.vectors @ model.routers.weight.T + model.routers.bias <= 0).float().sum(1) / table.shape[1]
+    gates = model.routers.gates(decisions.vectors, 0, len(model.routable)).hard.detach()
+    closed = (1 - gates).sum(1) / table.shape[1]
     for index, kind in enumerate(KINDS):
         of_kind = decisions.kinds == index
         if not bool(of_kind.any()):
             continue
         goal, found = 1 - float(table[index].float().mean()), float(closed[of_kind].mean())
         _LOG.info("%s: the routers skip %.1f%% of the blocks, told were %.1f%%", kind, 100 * found, 100 * goal)
+        if found > goal + _TOLERANCE:
+            _LOG.warning(
+                "%s: the routers skip %.1f%% of the blocks where the budget is %.1f%%; a higher search.open_weight "
+                "may help",
+                kind,
+                100 * found,
+                100 * goal,
+            )
         if found < goal / 2:
             _LOG.warning(
                 "%s: the routers skip %.1f%% of the blocks where the budget is %.1f%%; what they read hardly tells "
@@ -131,8 +142,9 @@ def _tell(model: RoutedModel, decisions: Decisions, table: Tensor) -> None:
             )
 
 
-_WIDE_OPEN = 4.0
-"""The logit of a block that no kind leaves out, and minus that of one that every kind does."""
+_WIDE_OPEN = 20.0
+"""The logit of a block that no kind leaves out, and minus that of one that every kind does. A float32 sigmoid is 1
+there, so that no threshold, and no calibrated budget, closes a block that training never left out."""
 
 
 def _regress(vectors: Tensor, weights: Tensor, target: Tensor, decay: float) -> tuple[Tensor, Tensor]:
@@ -155,3 +167,7 @@ def _regress(vectors: Tensor, weights: Tensor, target: Tensor, decay: float) -> 
         optimizer.step(closure)
     plain = weight.detach() / scale
     return plain.float(), (bias.detach() - plain @ mean).float()
+
+
+_TOLERANCE = 0.03
+"""Share of all blocks by which a kind may miss its budget upwards before it is said."""

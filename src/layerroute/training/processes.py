@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import parse_flag_from_env, reduce
 
-from layerroute.errors import ConfigError
+from layerroute.errors import ConfigError, LayerRouteError
 
 __all__ = ["any_process", "check_launch", "is_first_process", "process_count", "process_lost"]
 
@@ -34,7 +34,7 @@ def check_launch() -> None:
         ConfigError: FSDP or DeepSpeed is asked for.
     """
     for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
             raise ConfigError(
                 f"ACCELERATE_USE_{name}: the processes would share out each block's weights, but they run different "
                 "blocks and would wait for one another for ever; launch without it (docs/training.md, Many processes)"
@@ -51,5 +51,7 @@ def any_process(flag: bool) -> bool:
 
 def process_lost(error: BaseException) -> bool:
     """Whether an error says that another process can no longer be reached."""
+    if isinstance(error, LayerRouteError):
+        return False
     # gloo's errors are plain RuntimeErrors that name its source files
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -1,6 +1,6 @@
 """A recipe: every number that a training run depends on, as frozen settings read from YAML.
 
-The values live in `layerroute/recipes/*.yaml`, not here: `default.yaml` and `paper.yaml` are complete, and a recipe
+The values live in `layerroute/recipes/*.yaml`, not here: those in the package are complete, and a recipe
 file of your own states only what differs from `default`. Imports neither torch nor transformers.
 """
 
@@ -72,6 +72,18 @@ class Recipe(Settings):
             )
         if self.objective.accepted is not None and not self.objective.distillation_weight:
             raise ValueError("objective.accepted with distillation_weight=0: the divergence is then not measured")
+        assert self.search is not None
+        full, ramp = self.search.full_depth_share, self.objective.ramp_share
+        if self.objective.accepted is None and full + ramp > 1:
+            raise ValueError(
+                f"search.full_depth_share={full} and objective.ramp_share={ramp} add up to more than the run; the "
+                "budgets would not be reached"
+            )
+        if self.objective.accepted is not None and (full > 0.5 or self.search.part > 8):
+            raise ValueError(
+                f"objective.accepted with search.full_depth_share={full} and search.part={self.search.part}: depth is "
+                "found block by block, so use full_depth_share <= 0.5 and part <= 8"
+            )
         if self.optimizer.router_lr is not None:
             raise ValueError(
                 f"optimizer.router_lr={self.optimizer.router_lr} with search: routers are fitted to the searched "

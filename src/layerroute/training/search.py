@@ -43,7 +43,7 @@ def extend_bank(
 
     Kinds of one depth share one order, searched on the mean of their losses: with equal budgets for all there is one
     route for all. The deepest are served first, from all routable blocks; the others choose among their blocks, so that
-    no two sets add up to a third. A kind without rows leaves out nothing.
+    what the decisions of a turn add up to lies within the deepest. A kind without rows leaves out nothing.
 
     Args:
         model: LoRA as trained so far; its mode is kept.
@@ -56,7 +56,7 @@ def extend_bank(
     """
     training = model.training
     model.eval()
-    allowed = list(model.routable)
+    allowed, nested = list(model.routable), False
     for kinds in _alike(bank, depth):
         order, goal = bank.orders[kinds[0]], depth[kinds[0]]
         chosen = {kind: rows_of_kind(samples, kind, rows, seed) for kind in kinds} if len(order) < goal else {}
@@ -68,16 +68,17 @@ def extend_bank(
             order = _search(model, parts, order, goal, allowed)
             bank.orders.update({kind: list(order) for kind in chosen})
             _LOG.info("%s: %d blocks can be left out best: %s", " and ".join(chosen), len(order), order)
-        if order and allowed == model.routable:
-            allowed = order
+        if order and not nested:
+            allowed, nested = order, True
     model.train(training)
 
 
 def _alike(bank: Bank, depth: Mapping[str, int]) -> list[list[str]]:
-    """Kinds of one depth and one order so far, the deepest first."""
-    groups: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    """Kinds of one depth and one order so far, those first that leave out most."""
+    groups: dict[tuple[int, int, tuple[int, ...]], list[str]] = {}
     for kind in KINDS:
-        groups.setdefault((-depth[kind], tuple(bank.orders[kind])), []).append(kind)
+        order = bank.orders[kind]
+        groups.setdefault((-max(depth[kind], len(order)), -len(order), tuple(order)), []).append(kind)
     return [groups[key] for key in sorted(groups)]
 
 

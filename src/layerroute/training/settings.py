@@ -55,6 +55,11 @@ class Budgets(Settings):
                 f"direct_call={self.direct_call} exceeds tool_call={self.tool_call}, but a route may only close blocks "
                 "at a boundary; lower direct_call"
             )
+        if self.planning > self.tool_call:
+            raise ValueError(
+                f"planning={self.planning} exceeds tool_call={self.tool_call}, but what a thought's route closes stays "
+                "closed for the call after it; lower planning"
+            )
         return self
 
 

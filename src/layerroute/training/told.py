@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from layerroute.model.routed import RoutedModel, RoutedOutput
 from layerroute.training import objective
-from layerroute.training.bank import KINDS, Bank, decision_kinds
+from layerroute.training.bank import DIRECT, KINDS, Bank, decision_kinds
 from layerroute.training.depth import make_depth
 from layerroute.training.loss import MODEL_INPUTS, full_depth_divergence
 from layerroute.training.meter import Means
@@ -90,10 +90,14 @@ class ToldLoss:
         return self.processes * loss / (own_tokens if tokens is None else tokens), out
 
     def _note(self, divergence: Tensor, tokens: Tensor, kinds: Tensor) -> None:
-        """Tell the depth what skipping cost, `[B]` each; a row counts for the kind that its target's route follows."""
-        first, last = kinds[:, 0], kinds.gather(1, (kinds >= 0).sum(1, keepdim=True) - 1).squeeze(1)
-        of_row = torch.where(first == KINDS.index("direct_call"), first, last)
-        member = torch.nn.functional.one_hot(of_row, len(KINDS)).to(divergence.dtype)
+        """Tell the depth what skipping cost, `[B]` each; a row counts for every kind that its target follows.
+
+        That of a thought before a call is not among them: its tokens are in the prompt.
+        """
+        last = kinds.gather(1, (kinds >= 0).sum(1, keepdim=True) - 1).squeeze(1)
+        member = torch.nn.functional.one_hot(last, len(KINDS))
+        member[:, DIRECT] = (kinds[:, 0] == DIRECT).long()
+        member = member.to(divergence.dtype)
         sums = self.reduce(torch.stack([divergence @ member, tokens.to(divergence.dtype) @ member]))
         for index, kind in enumerate(KINDS):
             self.means.add(f"distillation_{kind}", sums[0, index], sums[1, index])
