@@ -10,6 +10,7 @@ from layerroute.training.collapse import PATIENCE, Collapse
 from layerroute.training.depth import AcceptedDepth, RampedDepth, make_depth
 
 ACCEPTED = {
+    "part": 2,
     "objective.budgets": "null",
     "distillation_weight": 1,
     "accepted": "{tool_call: 0.1, direct_call: 0.1, planning: 0, answer: 0.02}",
