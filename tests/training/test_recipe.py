@@ -53,7 +53,7 @@ def test_published_steps_are_micro_batches():
 def test_default_follows_the_design():
     recipe = load_recipe("default")
     router = recipe.router
-    assert (router.position, router.normalize, router.window) == ("early", True, 32)
+    assert (router.position, router.normalize, router.window) == ("early", True, 16)
     assert (router.protect_first, router.protect_last) == (2, 1)
     assert router.boundaries == ("template",) and load_recipe("paper").router.boundaries == ()
     assert recipe.gates is None and recipe.search is not None
