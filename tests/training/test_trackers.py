@@ -75,17 +75,6 @@ def test_a_tracker_that_is_down(make_trainer, fast_recipe, register, tmp_path, c
     assert warning.endswith("Error: no route to host")
 
 
-def test_a_real_tracker_without_its_folder(make_trainer, fast_recipe, tmp_path, caplog, monkeypatch):
-    pytest.importorskip("tensorboard")
-    (tmp_path / "file").write_text("")
-    for folder, warnings in (("file", 1), ("folder", 0)):
-        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / folder))
-        caplog.clear()
-        make_trainer(fast_recipe(steps=2), folder=f"to-{folder}", callbacks=[Trackers(["tensorboard"])]).train()
-        assert len([r for r in caplog.records if "tracker tensorboard is down" in r.getMessage()]) == warnings
-    assert list((tmp_path / "folder").glob("events.out.*"))
-
-
 def test_trackers_that_are_not_there_are_refused(fast_recipe, tmp_path):
     missing = next(name for name in INTEGRATION_TO_CALLBACK if name not in get_available_reporting_integrations())
     for name, reason in (("nonsense", "nonsense is not supported, only "), (missing, f"{missing} is not installed")):

@@ -85,6 +85,21 @@ class RunParts:
     validation: StepDataset | None
     loaded: Loaded
 
+    @property
+    def rows(self) -> dict[str, dict[str, int]]:
+        """`train` and `validation`: rows by step type."""
+        return _rows(self.train, self.validation)
+
+    def record(self) -> dict[str, Any]:
+        """What an adapter says of its data, JSON-able."""
+        return {
+            "sources": self.loaded.digests,
+            "rows": self.rows,
+            "cut": self.train.cut,
+            "dropped": self.train.dropped,
+            "skipped": self.loaded.skipped,
+        }
+
 
 def load_parts(model_name: str, data_specs: Sequence[str], recipe: Recipe) -> RunParts:
     """Load data and backbone, tokenise, and split; arguments and errors are those of `train`."""
@@ -131,29 +146,15 @@ def train(
     check_launch()
     trackers = Trackers(settings.report_to)
     parts = load_parts(model_name, data_specs, recipe)
-    loaded, train_set = parts.loaded, parts.train
-    rows = _rows(train_set, parts.validation)
-    for spec, count in loaded.skipped.items():
-        _LOG.warning("data %s: %d rows could not be converted and are left out", spec, count)
-    record = {
-        "sources": loaded.digests,
-        "rows": rows,
-        "cut": train_set.cut,
-        "dropped": train_set.dropped,
-        "skipped": loaded.skipped,
-    }
     if is_first_process():  # it alone keeps the folder
         description = {
             "recipe": recipe.model_dump(mode="json"),
-            "data": loaded.digests,
+            "data": parts.loaded.digests,
             "model": str(model_name),
             "processes": process_count(),  # an update is of as many micro-batches
         }
         folder.open(description, checkpoint)
-    for name in [name for name in STEP_TYPES if name not in rows["train"]]:
-        _LOG.warning("the data holds no %s to train on: the run goes without its budget", name)
-    for part, counts in rows.items():
-        _LOG.info("%s rows: %s", part, _counts(counts))
+    _tell(parts)
 
     set_seed(settings.seed)
     model = get_routed_model(parts.backbone, parts.router, lora_config(recipe))
@@ -161,27 +162,37 @@ def train(
     trainer = RoutedTrainer(
         model,
         recipe,
-        train_set,
+        parts.train,
         parts.validation,
         pad_token_id=padding_id(parts.tokenizer),
         checkpoints=folder.checkpoints,
-        data=record,
+        data=parts.record(),
         progress=progress,
         callbacks=[stopper, LogFile(folder.log), trackers],
     )
     _train(trainer, stopper, checkpoint)
     if trainer.is_world_process_zero():
         left_out = {"left_out": trainer.left_out} if trainer.left_out is not None else {}
-        model.eval().save_pretrained(folder.path, recipe=recipe.model_dump(mode="json"), data=record | left_out)
+        model.eval().save_pretrained(folder.path, recipe=recipe.model_dump(mode="json"), data=parts.record() | left_out)
     return TrainResult(
         output=folder.path,
         updates=settings.updates,
-        rows=rows,
-        cut=train_set.cut,
-        dropped=train_set.dropped,
+        rows=parts.rows,
+        cut=parts.train.cut,
+        dropped=parts.train.dropped,
         final=_final(trainer.state.log_history),
         seconds=time.monotonic() - started,
     )
+
+
+def _tell(parts: RunParts) -> None:
+    """Say what there is to train on, and what of it is missing."""
+    for spec, count in parts.loaded.skipped.items():
+        _LOG.warning("data %s: %d rows could not be converted and are left out", spec, count)
+    for name in [name for name in STEP_TYPES if name not in parts.rows["train"]]:
+        _LOG.warning("the data holds no %s to train on: the run goes without its budget", name)
+    for part, counts in parts.rows.items():
+        _LOG.info("%s rows: %s", part, _counts(counts))
 
 
 def _train(trainer: RoutedTrainer, stopper: StopOnSignal, checkpoint: Path | None) -> None:
