@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from layerroute.cli.app import print_result
-from layerroute.cli.measured import goal_line, ratio_text, spread_text
+from layerroute.cli.measured import goal_line, machine_lines, ratio_text, spread_text
 from layerroute.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -121,10 +121,8 @@ def _load(
 
 def _text(report: Mapping[str, Any]) -> Iterator[str]:
     """The report's lines for people."""
-    machine, settings = report["machine"], report["settings"]
-    processor = f"{machine['cpu']}, {machine['threads']} threads"
-    yield f"{report['model']}, {machine['dtype']}, on {machine['device']} ({processor})"
-    yield f"torch {machine['torch']}, transformers {machine['transformers']}"
+    settings = report["settings"]
+    yield from machine_lines(report["model"], report["machine"])
     lengths = f"{settings['prompt_tokens']} prompt tokens and {settings['new_tokens']} new ones"
     yield f"{lengths}, {settings['repetitions']} repetitions"
     yield f"skipped of {report['blocks']} blocks: {', '.join(map(str, report['skipped']))}"

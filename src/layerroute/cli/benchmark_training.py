@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from layerroute.cli.app import print_result
-from layerroute.cli.changes import recipe_changes
-from layerroute.cli.measured import goal_line, ratio_text, spread_text
+from layerroute.cli.changes import recipe_changes, training_options
+from layerroute.cli.measured import goal_line, machine_lines, ratio_text, spread_text
 
 __all__ = ["benchmark_training", "report_lines"]
 
@@ -25,19 +25,7 @@ Trains both for a few updates and keeps neither. Two models are in memory at onc
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--model", required=True, help="Backbone: a built-in name, a folder, a .gguf file or a hub id.")
-@click.option(
-    "--data", "first_data", multiple=True, required=True, help="Files of steps, `builtin`, or a hub source; several."
-)
-@click.argument("more_data", nargs=-1, metavar="[MORE DATA]...")
-@click.option("--recipe", default="default", show_default=True, help="`default`, `end_to_end`, `paper` or a file.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a recipe value, by path or by bare name; see `layerroute info --recipe NAME` for all keys.",
-)
+@training_options
 @click.option("--updates", type=click.IntRange(min=2), default=20, show_default=True, help="Measured of each, in turn.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's, the physical cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -67,12 +55,8 @@ def benchmark_training(
 
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """The report for people."""
-    machine = report["machine"]
     changes = "".join(f", {key}={value}" for key, value in report["changes"].items())
-    processor = f"{machine['cpu']}, {machine['threads']} threads"
-    yield f"{report['model']}, recipe {report['recipe']}{changes}"
-    yield f"{machine['dtype']}, on {machine['device']} ({processor})"
-    yield f"torch {machine['torch']}, transformers {machine['transformers']}"
+    yield from machine_lines(f"{report['model']}, recipe {report['recipe']}{changes}", report["machine"])
     shape = f"{report['gradient_accumulation']} micro-batches of {report['batch_size']} rows"
     yield f"{report['updates']} updates of {shape}, {report['tokens']:,} tokens, {report['padding']:.1%} padding"
     yield f"\n{'arm':<12}{'tokens/s':>12}{'seconds per update':>28}{'peak memory':>16}{'once, s':>12}"

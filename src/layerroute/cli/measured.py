@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["goal_line", "ratio_text", "spread_text"]
+__all__ = ["goal_line", "machine_lines", "ratio_text", "spread_text"]
+
+
+def machine_lines(what: str, machine: Mapping[str, Any]) -> Iterator[str]:
+    """What was measured, on what, with which versions."""
+    yield f"{what}, {machine['dtype']}, on {machine['device']} ({machine['cpu']}, {machine['threads']} threads)"
+    yield f"torch {machine['torch']}, transformers {machine['transformers']}"
 
 
 def spread_text(spread: Mapping[str, float]) -> str:

@@ -9,7 +9,7 @@ import sys
 import click
 
 from layerroute.cli.app import print_result
-from layerroute.cli.changes import recipe_changes
+from layerroute.cli.changes import recipe_changes, training_options
 
 __all__ = ["train"]
 
@@ -24,20 +24,8 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--model", required=True, help="Backbone: a built-in name, a folder, a .gguf file or a hub id.")
-@click.option(
-    "--data", "first_data", multiple=True, required=True, help="Files of steps, `builtin`, or a hub source; several."
-)
-@click.argument("more_data", nargs=-1, metavar="[MORE DATA]...")
-@click.option("--recipe", default="default", show_default=True, help="`default`, `end_to_end`, `paper` or a file.")
+@training_options
 @click.option("--steps", type=int, help="Length of the run; short for --set training.steps=N.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a recipe value, by path or by bare name; see `layerroute info --recipe NAME` for all keys.",
-)
 @click.option("--output", required=True, type=click.Path(), help="The adapter folder to write.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run in the output folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")

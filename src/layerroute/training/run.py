@@ -88,7 +88,8 @@ class RunParts:
     @property
     def rows(self) -> dict[str, dict[str, int]]:
         """`train` and `validation`: rows by step type."""
-        return _rows(self.train, self.validation)
+        parts = {"train": self.train.samples, "validation": self.validation.samples if self.validation else []}
+        return {name: dict(Counter(sample.step_type for sample in samples)) for name, samples in parts.items()}
 
     def record(self) -> dict[str, Any]:
         """What an adapter says of its data, JSON-able."""
@@ -282,11 +283,6 @@ def _spread(samples: list[Sample], limit: int | None, seed: int) -> list[Sample]
             turn[sample.step_type] += 1
         samples = [sample for _, sample in sorted(ranked, key=lambda pair: pair[0])[:limit]]
     return sorted(samples, key=lambda sample: len(sample.input_ids))
-
-
-def _rows(train_set: StepDataset, validation_set: StepDataset | None) -> dict[str, dict[str, int]]:
-    parts = {"train": train_set.samples, "validation": validation_set.samples if validation_set else []}
-    return {name: dict(Counter(sample.step_type for sample in samples)) for name, samples in parts.items()}
 
 
 def _counts(rows: dict[str, int]) -> str:

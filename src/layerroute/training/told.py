@@ -68,10 +68,11 @@ class ToldLoss:
     ) -> tuple[Tensor, RoutedOutput]:
         """Loss of one micro-batch; arguments and scale are those of `RoutedLoss`."""
         self._search(self.depth.at(step))
+        depth = self.depth.at(step)  # the search may have found fewer blocks than that
         positions, targets = objective.loss_tokens(inputs["labels"])
         batch = {name: inputs[name] for name in MODEL_INPUTS}
         kinds = decision_kinds(inputs["segment_types"])
-        out = model(**batch, routes=self.bank.turn_routes(kinds, self.depth.at(step)), logits_to_keep=positions)
+        out = model(**batch, routes=self.bank.turn_routes(kinds, depth), logits_to_keep=positions)
         wanted = targets != -100
         cross_entropy = objective.cross_entropy_sum(out.logits[wanted], targets[wanted])
         own_tokens = wanted.sum()
