@@ -18,7 +18,7 @@ from layerroute.training.recipe import Recipe, load_recipe
 from layerroute.training.run import load_parts
 
 BY_RECIPE = {
-    "default": {"search.rows": "1", "fit_rows": "3", "protect_first": "1"},
+    "default": {"search.rows": "1", "fit_rows": "3", "fit_length": "null", "protect_first": "1"},
     "end_to_end": {"cost_rows": "1", "protect_first": "1"},
     "paper": {"closed_blocks": "[]", "precision": "fp32", "loss_on": "target", "lora.dropout": "0"},
 }

@@ -57,7 +57,7 @@ def toy_data() -> Callable[..., StepDataset]:
 @pytest.fixture
 def fast_recipe() -> Callable[..., Recipe]:
     def make(name: str = "end_to_end", **overrides: object) -> Recipe:
-        base = FAST | {"end_to_end": GATES, "paper": {"router_lr": "0.05"}, "default": {}}[name]
+        base = FAST | {"end_to_end": GATES, "paper": {"router_lr": "0.05"}, "default": {"fit_length": "64"}}[name]
         named = {f"budgets.{key}" if key in KINDS else key: str(value) for key, value in overrides.items()}
         return load_recipe(name, base | named)
 

@@ -46,7 +46,7 @@ TEMPLATE = (
 """One word per token; `open` is the boundary of a call."""
 
 CHANGES = {
-    "default": {"warmup_share": "0", "rows": "3", "search.part": "1", "fit_rows": "20"},
+    "default": {"warmup_share": "0", "rows": "3", "search.part": "1", "fit_rows": "20", "fit_length": "null"},
     "end_to_end": {"logit_noise": "0", "router_lr": "0.1", "cost_rows": "2", "balance_types": "false"},
 }
 BOTH = {

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from layerroute import RoutedModel
 from layerroute.data.steps import Step, write_steps
 from layerroute.errors import ConfigError, DataError, TrainingError, TrainingInterrupted
-from layerroute.training.run import train
+from layerroute.training.run import load_parts, train
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} "
@@ -134,7 +134,7 @@ def test_boundaries_that_the_backbone_does_not_write(workplace, fast_recipe, cap
 KILLED = """
 import sys
 from layerroute.training.recipe import load_recipe
-from layerroute.training.run import train
+from layerroute.training.run import load_parts, train
 import torch
 torch.set_num_threads(1)
 train(sys.argv[1], [sys.argv[2]], load_recipe(sys.argv[4]), sys.argv[3])
@@ -231,6 +231,26 @@ def test_resuming_on_other_weights_is_refused(workplace, fast_recipe, make_backb
     make_backbone(seed=9).save_pretrained(workplace / "model")  # the same name, another model
     with pytest.raises(TrainingError, match="was trained on a backbone with fingerprint"):
         run(workplace, recipe, "out", resume=True)
+
+
+def test_routers_are_fitted_to_longer_rows_of_the_same_conversations(workplace, fast_recipe):
+    """Every second row is too long for LoRA, and in the fit; no validation row is in either."""
+    rows = [row(i) for i in range(36)]
+    for step in rows[::2]:
+        step.messages[0]["content"] = "w1 " * 20 + step.messages[0]["content"]
+    write_steps(workplace / "rows.jsonl", rows)
+    recipe = fast_recipe("default", max_length=16, fit_length=64, validation_share=0.2)
+    parts = load_parts(str(workplace / "model"), [str(workplace / "rows.jsonl")], recipe)
+    lengths = [max(len(sample.input_ids) for sample in part.samples) for part in (parts.train, parts.fit)]
+    assert lengths[0] <= 16 < 20 < lengths[1]
+    held = {sample.group for sample in parts.validation.samples}
+    groups = {sample.group for sample in parts.fit.samples}
+    assert len(groups) == 12 - len(held) and not groups & held
+    same = fast_recipe("default", fit_length="null", validation_share=0.2)
+    parts = load_parts(str(workplace / "model"), [str(workplace / "rows.jsonl")], same)
+    assert parts.fit is parts.train
+    with pytest.raises(ConfigError, match=r"search\.fit_length=4096: this backbone reads at most 128 tokens"):
+        run(workplace, fast_recipe("default", fit_length=4096), "out")
 
 
 def test_nothing_to_train_on(workplace, fast_recipe):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from array import array
+from dataclasses import replace
 
 import pytest
 import torch
@@ -186,6 +187,21 @@ def test_rows_of_a_kind_take_sources_in_turn(kinds_data):
     assert [sample.source for sample in chosen].count("source-0") == 3
     assert all("direct_call" in kinds_of(sample) for sample in rows_of_kind(samples, "direct_call", 6, 0))
     assert rows_of_kind(samples, "tool_call", 6, 0) != rows_of_kind(samples, "tool_call", 6, 1)
+
+
+def test_decisions_hold_seldom_sources_and_kinds(make_routed, kinds_data):
+    """One row in twenty is of another source: the fit reads all of them, and each source counts alike in its kind."""
+    common = kinds_data(160).samples
+    seldom = [replace(sample, source="seldom") for sample in kinds_data(8, seed=1).samples]
+    model = make_routed(blocks=6, config=RouterConfig(protect_first=1, protect_last=1, window=1))
+    decisions = read_decisions(model, [*common, *seldom], StepCollator(0), rows=12, seed=0)
+    calls = decisions.kinds == KINDS.index("tool_call")
+    direct = decisions.kinds == DIRECT
+    assert direct.sum() >= 12 and calls.sum() >= direct.sum()  # a direct call holds a decision of each kind
+    weights = decisions.weights[decisions.kinds == KINDS.index("planning")]
+    seldom_ones = weights[weights == weights.max()]
+    assert len(seldom_ones) < len(weights) / 2
+    assert seldom_ones.sum() == pytest.approx(1 / (len(KINDS) * 2))  # one of two sources of plans here
 
 
 def test_routers_learn_the_bank_and_give_no_other_route(make_routed, kinds_data):

@@ -123,7 +123,14 @@ class RoutedArm:
         routed = get_routed_model(parts.backbone, parts.router, lora_config(recipe))
         pad = padding_id(parts.tokenizer)
         self.trainer = RoutedTrainer(
-            routed, recipe, parts.train, None, pad_token_id=pad, checkpoints=checkpoints, data={}
+            routed,
+            recipe,
+            parts.train,
+            None,
+            pad_token_id=pad,
+            checkpoints=checkpoints,
+            data={},
+            fit_dataset=parts.fit,
         )
         self.trainer.current_gradient_accumulation_steps = recipe.training.gradient_accumulation
         self.trainer.state.global_step = recipe.training.updates - 1

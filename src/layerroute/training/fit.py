@@ -23,7 +23,7 @@ from layerroute.data.render import Sample
 from layerroute.model.deciding import router_vectors
 from layerroute.model.routed import RoutedModel
 from layerroute.training.bank import KINDS, Bank, decision_kinds
-from layerroute.training.removal import choose_rows
+from layerroute.training.search import rows_of_kind
 
 __all__ = ["Decisions", "fit_routers", "read_decisions"]
 
@@ -48,9 +48,13 @@ class Decisions:
 def read_decisions(
     model: RoutedModel, samples: Sequence[Sample], collator: StepCollator, *, rows: int, seed: int
 ) -> Decisions:
-    """Read the decisions of at most so many rows of each step type."""
-    chosen = [sample for of_type in choose_rows(samples, rows, seed).values() for sample in of_type]
-    chosen.sort(key=lambda sample: len(sample.input_ids))
+    """Read all decisions of at most so many rows of each kind, the sources in turn.
+
+    A seldom source is read whole where a random choice would hold a few rows of it: what tells the kinds apart differs
+    by source, and each counts alike.
+    """
+    found = {id(sample): sample for kind in KINDS for sample in rows_of_kind(samples, kind, rows, seed)}
+    chosen = sorted(found.values(), key=lambda sample: len(sample.input_ids))
     training = model.training
     model.eval()
     vectors, kinds, sources = [], [], []

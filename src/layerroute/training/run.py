@@ -83,6 +83,8 @@ class RunParts:
     """The recipe's, its boundaries as token ids."""
     train: StepDataset
     validation: StepDataset | None
+    fit: StepDataset
+    """The steps of `train` at the length that routers are fitted to."""
     loaded: Loaded
 
     @property
@@ -109,9 +111,9 @@ def load_parts(model_name: str, data_specs: Sequence[str], recipe: Recipe) -> Ru
     backbone, tokenizer = load_backbone(model_name, dtype=_DTYPES[settings.precision])
     _check_backbone(recipe, backbone)
     boundaries = _boundaries(tokenizer, recipe)
-    train_set, validation_set = _datasets(tokenizer, loaded, recipe, boundaries)
+    train_set, validation_set, fit_set = _datasets(tokenizer, loaded, recipe, boundaries)
     router = recipe.router.model_copy(update={"boundaries": boundaries})
-    return RunParts(backbone, tokenizer, router, train_set, validation_set, loaded)
+    return RunParts(backbone, tokenizer, router, train_set, validation_set, fit_set, loaded)
 
 
 def train(
@@ -168,6 +170,7 @@ def train(
         pad_token_id=padding_id(parts.tokenizer),
         checkpoints=folder.checkpoints,
         data=parts.record(),
+        fit_dataset=parts.fit,
         progress=progress,
         callbacks=[stopper, LogFile(folder.log), trackers],
     )
@@ -227,11 +230,12 @@ def _train(trainer: RoutedTrainer, stopper: StopOnSignal, checkpoint: Path | Non
 def _check_backbone(recipe: Recipe, backbone: PreTrainedModel) -> None:
     config = backbone.config.get_text_config()
     recipe.check_blocks(config.num_hidden_layers)
-    if recipe.training.max_length > config.max_position_embeddings:
-        raise ConfigError(
-            f"training.max_length={recipe.training.max_length}: this backbone reads at most "
-            f"{config.max_position_embeddings} tokens"
-        )
+    lengths = {"training.max_length": recipe.training.max_length}
+    if recipe.search and recipe.search.fit_length:
+        lengths["search.fit_length"] = recipe.search.fit_length
+    for name, length in lengths.items():
+        if length > config.max_position_embeddings:
+            raise ConfigError(f"{name}={length}: this backbone reads at most {config.max_position_embeddings} tokens")
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:
@@ -254,11 +258,14 @@ def _boundaries(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> tuple[tup
 
 def _datasets(
     tokenizer: PreTrainedTokenizerBase, loaded: Loaded, recipe: Recipe, boundaries: Sequence[Sequence[int]]
-) -> tuple[StepDataset, StepDataset | None]:
-    """Tokenise, and split by group. The training part carries the counts of cut and dropped rows of both."""
+) -> tuple[StepDataset, StepDataset | None, StepDataset]:
+    """Tokenise, and split by group: training, validation, and what routers are fitted to (see `RunParts`).
+
+    The training part carries the counts of cut and dropped rows of training and validation.
+    """
     settings = recipe.training
     everything = StepDataset.from_steps(tokenizer, loaded.steps, settings.max_length, boundaries)
-    _, held = split_by_group(loaded.steps, settings.validation_share, settings.seed)
+    kept_in, held = split_by_group(loaded.steps, settings.validation_share, settings.seed)
     groups = {step.group for step in held}
     train_set = StepDataset([s for s in everything.samples if s.group not in groups], everything.dropped)
     train_set.cut = everything.cut
@@ -269,7 +276,9 @@ def _datasets(
             f"(training.validation_share={settings.validation_share})"
         )
     kept = _spread([s for s in everything.samples if s.group in groups], settings.validation_rows, settings.seed)
-    return train_set, StepDataset(kept) if kept else None
+    length = recipe.search and recipe.search.fit_length
+    fit_set = StepDataset.from_steps(tokenizer, kept_in, length, boundaries) if length else train_set
+    return train_set, StepDataset(kept) if kept else None, fit_set
 
 
 def _spread(samples: list[Sample], limit: int | None, seed: int) -> list[Sample]:

@@ -107,7 +107,11 @@ class SearchSettings(Settings):
     """Blocks of a kind that are searched at a time, each part on the model that was healed of the parts before."""
 
     fit_rows: int = Field(ge=1)
-    """Rows of each step type, at most, whose decisions the routers are fitted to."""
+    """Rows of each kind of decision, at most, that the routers are fitted to; the sources come in turn."""
+
+    fit_length: int | None = Field(ge=16)
+    """Longest of those rows, in tokens; longer ones are cut or left out. null: `training.max_length`. They cost little,
+    for only the first blocks read them, and routers meet prompts longer than LoRA was trained on."""
 
     fit_decay: float = Field(gt=0)
     """Weight of the routers' squared weights in that fit."""

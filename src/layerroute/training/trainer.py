@@ -79,6 +79,7 @@ class RoutedTrainer(Trainer):
         pad_token_id: fills rows up.
         checkpoints: folder for the Trainer's checkpoints.
         data: digests of the data, recorded in every adapter that is saved.
+        fit_dataset: what the routers are fitted to, where routes are searched; by default `train_dataset`.
         progress: draw a progress bar on stderr; otherwise log a line from time to time.
         **kwargs: the Trainer's other arguments (`callbacks`, such as `Trackers`).
 
@@ -96,6 +97,7 @@ class RoutedTrainer(Trainer):
         pad_token_id: int,
         checkpoints: Path,
         data: Mapping[str, Any],
+        fit_dataset: StepDataset | None = None,
         progress: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -103,6 +105,7 @@ class RoutedTrainer(Trainer):
         recipe.check_blocks(model.routers.blocks)
         self.recipe = recipe
         self.samples = train_dataset.samples
+        self.fit_samples = (fit_dataset or train_dataset).samples
         self.checkpoints = checkpoints
         self.data_record = data
         if recipe.training.gradient_checkpointing:
@@ -190,7 +193,7 @@ class RoutedTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         assert isinstance(self.data_collator, StepCollator) and isinstance(loss, ToldLoss)
         seed = self.recipe.training.seed
-        decisions = read_decisions(model, self.samples, self.data_collator, rows=settings.fit_rows, seed=seed)
+        decisions = read_decisions(model, self.fit_samples, self.data_collator, rows=settings.fit_rows, seed=seed)
         bank = Bank(loss.bank.blocks, self.left_out)  # as deep as this update went, not as the search did
         fit_routers(model, decisions, bank, decay=settings.fit_decay, open_weight=settings.open_weight)
         broadcast([parameter.data for parameter in model.router_parameters()])  # see `_search`
