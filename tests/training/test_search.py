@@ -315,3 +315,27 @@ def test_accepted_loss_ends_in_routers_of_the_last_depth(make_trainer, fast_reci
     assert trainer.left_out == {"tool_call": [], "planning": [], "answer": [], "direct_call": []}
     batch = StepCollator(0)(kinds_data(20).samples)
     assert trainer.model.eval()(batch["input_ids"], attention_mask=batch["attention_mask"]).routes.all()
+
+
+def test_what_a_prompt_is_told_does_not_give_away_what_comes_next(make_trainer, fast_recipe, kinds_data):
+    """A call, an answer and a plan after one prompt are told one route, a different one from update to update."""
+    recipe = fast_recipe("default", steps=8, boundaries="[[9]]", tool_call=0.5, direct_call=0.25, answer=0.25)
+    trainer = make_trainer(recipe, rows=kinds_data)
+    loss, model = trainer.routed_loss, trainer.model
+    loss.bank = Bank(4, {"tool_call": [1, 2], "direct_call": [2], "answer": [1]})
+    prompt = [20, 21, 20, 14]
+    targets = {"tool_call": [MARKER, 15, 15, 2], "answer": [16, 17, 2], "planning": [17, 17, 2]}
+    rows = [
+        Sample(array("i", prompt + target), 4, kind, "toy", kind, kind, False, 0, (4,) if kind == "tool_call" else ())
+        for kind, target in targets.items()
+    ]
+    firsts = set()
+    for step in range(4, 8):
+        for longest in (0, 3):  # padding does not matter
+            padding = [replace(rows[1], input_ids=array("i", prompt + [16] * 8))] if longest else []
+            batch = StepCollator(0)([*rows, *padding])
+            routes = loss(model, model, batch, step, None, 1)[1].routes[: len(rows)]
+            assert len(routes[:, 0].unique(dim=0)) == 1
+            assert routes[0, -1].tolist() == [True, False, False, True]
+            firsts.add(tuple(routes[0, 0].tolist()))
+    assert firsts == {(True, True, False, True), (True, False, True, True), (True, True, True, True)}

@@ -15,7 +15,7 @@ from torch import Tensor
 from layerroute.data.steps import STEP_TYPES
 from layerroute.training.settings import Budgets
 
-__all__ = ["DIRECT", "KINDS", "Bank", "decision_kinds", "depths"]
+__all__ = ["DIRECT", "KINDS", "Bank", "decision_kinds", "depths", "prompt_kinds"]
 
 KINDS = (*STEP_TYPES, "direct_call")
 """What is decided: the step types, and the prompt of a call that no thought precedes, up to its boundary."""
@@ -33,6 +33,13 @@ def decision_kinds(segment_types: Tensor) -> Tensor:
     several = (segment_types >= 0).sum(1) > 1
     kinds[several & (segment_types[:, 0] == STEP_TYPES.index("tool_call")), 0] = DIRECT
     return kinds
+
+
+def prompt_kinds(boundaries: bool) -> list[int]:
+    """The kinds, as indices into `KINDS`, that are decided at the end of a prompt: calls have a route of their own from
+    a boundary on, if turns have boundaries."""
+    call = "direct_call" if boundaries else "tool_call"
+    return [index for index, kind in enumerate(KINDS) if kind in (call, "planning", "answer")]
 
 
 def depths(budgets: Budgets, blocks: int) -> dict[str, int]:

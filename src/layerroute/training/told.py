@@ -1,5 +1,7 @@
-"""The loss of told routes: every decision of a row takes the route of its kind, and LoRA learns to live with it.
+"""The loss of told routes: LoRA learns to live with every route of the bank.
 
+A call is told its own route from its boundary on. The prompt before it is told that of any kind, whatever comes next: a
+prompt's route that gave the kind away would teach the model to read there, and not from the prompt, whether to call.
 Owns the state of search, heal, route: the bank, which is searched when a depth first asks for a block. Has the surface
 of `RoutedLoss`; steps are optimiser updates, counted by the caller.
 """
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from layerroute.model.routed import RoutedModel, RoutedOutput
 from layerroute.training import objective
-from layerroute.training.bank import DIRECT, KINDS, Bank, decision_kinds
+from layerroute.training.bank import DIRECT, KINDS, Bank, decision_kinds, prompt_kinds
 from layerroute.training.depth import make_depth
 from layerroute.training.loss import MODEL_INPUTS, full_depth_divergence
 from layerroute.training.meter import Means
@@ -52,6 +54,7 @@ class ToldLoss:
         self.means = Means()
         self.bank = Bank(model.routers.blocks)
         self.depth = make_depth(recipe, model)
+        self.prompt_kinds = prompt_kinds(bool(model.router_config.boundaries))
 
     def figures(self, step: int) -> dict[str, float]:
         """What the log says of update `step` beside the means: the share of blocks that each kind is to skip."""
@@ -72,7 +75,8 @@ class ToldLoss:
         positions, targets = objective.loss_tokens(inputs["labels"])
         batch = {name: inputs[name] for name in MODEL_INPUTS}
         kinds = decision_kinds(inputs["segment_types"])
-        out = model(**batch, routes=self.bank.turn_routes(kinds, depth), logits_to_keep=positions)
+        told = self._told(kinds, inputs, step)
+        out = model(**batch, routes=self.bank.turn_routes(told, depth), logits_to_keep=positions)
         wanted = targets != -100
         cross_entropy = objective.cross_entropy_sum(out.logits[wanted], targets[wanted])
         own_tokens = wanted.sum()
@@ -80,7 +84,8 @@ class ToldLoss:
         if self.objective.distillation_weight:
             by_row = full_depth_divergence(routed, batch, positions, targets, out)
             divergence = by_row.sum()
-            self._note(by_row.detach(), wanted.sum(1), kinds)
+            own = told[:, 0] == kinds[:, 0]
+            self._note(by_row.detach() * own, wanted.sum(1) * own, kinds)
         self.means.add("cross_entropy", cross_entropy, own_tokens)
         self.means.add("distillation", divergence, own_tokens)
         skipped = (~out.routes).float().mean(-1)
@@ -90,8 +95,22 @@ class ToldLoss:
         # gradients are averaged over processes, where the sum is meant
         return self.processes * loss / (own_tokens if tokens is None else tokens), out
 
+    def _told(self, kinds: Tensor, inputs: Mapping[str, Tensor], step: int) -> Tensor:
+        """The kinds whose routes are told, int64 `[B, S]`: any prompt's first, each later segment's own.
+
+        Which one is a function of the update's number and of the prompt's tokens alone. So it tells the model nothing
+        that the prompt does not, and is the same however rows are spread over processes.
+        """
+        read = inputs["context_mask"] & inputs["attention_mask"].bool()
+        drawn = ((inputs["input_ids"] * read).sum(1) + step) % len(self.prompt_kinds)
+        told = kinds.clone()
+        told[:, 0] = torch.tensor(self.prompt_kinds, device=kinds.device)[drawn]
+        return told
+
     def _note(self, divergence: Tensor, tokens: Tensor, kinds: Tensor) -> None:
         """Tell the depth what skipping cost, `[B]` each; a row counts for every kind that its target follows.
+
+        Rows whose prompt was told the route of another kind are 0 in both.
 
         That of a thought before a call is not among them: its tokens are in the prompt.
         """
