@@ -44,6 +44,7 @@ def make_row(group, source, step_type, tokens, closing, rng, number) -> dict:
         "segments": [{"start": 0, "route": route}],
         "nll": {"base": 1.5 * loss, "lora_only": loss, "routed": 1.1 * loss},
         "accuracy": {"base": 0.5, "lora_only": 0.75, "routed": 0.7},
+        "starts": {"base": False, "lora_only": True, "routed": bool(number % 2)},
         "flops": {
             "base": flops, "lora_only": {part: 1.01 * cost for part, cost in flops.items()},
             "routed": {part: (1 - closed.mean()) * cost for part, cost in flops.items()},

@@ -74,7 +74,8 @@ def reference(backbone, sample):
         logits = backbone(input_ids=ids).logits[0, sample.prompt_length - 1 : -1].double()
     target = ids[0, sample.prompt_length :]
     nll = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
-    return float(nll), float((logits.argmax(1) == target).double().mean())
+    right = logits.argmax(1) == target
+    return float(nll), float(right.double().mean()), bool(right[0])
 
 
 def test_every_arm_agrees_with_plain_transformers(model, tokenizer, read, delete_blocks):
@@ -92,9 +93,10 @@ def test_every_arm_agrees_with_plain_transformers(model, tokenizer, read, delete
             "lora_only": delete_blocks(model, every),
             "routed": delete_blocks(model, route),
         }.items():
-            nll, accuracy = reference(plain, sample)
+            nll, accuracy, starts = reference(plain, sample)
             assert row["nll"][arm] == pytest.approx(nll, rel=1e-4)
             assert row["accuracy"][arm] == pytest.approx(accuracy)
+            assert row["starts"][arm] == starts
         cost = executed_flops(model, [(0, route)], row["prompt_tokens"], row["target_tokens"])
         assert row["flops"]["routed"] == {"prefill": cost.prefill, "decode": cost.decode}
         assert row["flops"]["base"]["prefill"] < row["flops"]["lora_only"]["prefill"]

@@ -89,6 +89,8 @@ def test_figures_are_those_of_the_rows(make_samples, provenance):
             assert summary["perplexity"][arm][kind] == pytest.approx(math.exp(loss))
             right = sum(row["accuracy"][arm] * row["target_tokens"] for row in chosen)
             assert summary["token_accuracy"][arm][kind] == pytest.approx(right / tokens)
+            begun = np.mean([row["starts"][arm] for row in chosen])
+            assert summary["start_accuracy"][arm][kind] == pytest.approx(begun)
         ratio = summary["perplexity"]["routed"][kind] / summary["perplexity"]["lora_only"][kind]
         assert summary["perplexity_ratio"][kind]["mean"] == pytest.approx(ratio)
         low, high = summary["perplexity_ratio"][kind]["ci95"]

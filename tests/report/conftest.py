@@ -70,6 +70,7 @@ def make_row(
         "segments": [{"start": 0, "route": route}],
         "nll": {"base": 1.5 * loss, "lora_only": loss, "routed": (1.002 + 0.0005 * closed) * loss},
         "accuracy": {"base": 0.61, "lora_only": 0.78, "routed": 0.775},
+        "starts": {"base": number % 3 == 0, "lora_only": number % 4 > 0, "routed": number % 4 > 0},
         "flops": {
             "base": base,
             "lora_only": {part: int(1.01 * cost) for part, cost in base.items()},

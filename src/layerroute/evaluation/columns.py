@@ -60,6 +60,8 @@ class Columns:
     """float `[n, 3]`: nats over the target, by arm as in `ARMS`; NaN where there is none."""
     accuracy: Array
     """float `[n, 3]`: share of the target's tokens."""
+    starts: Array
+    """float `[n, 3]`: 1 where the target's first token is the model's first choice, else 0."""
     flops: Array
     """float `[n, 3, 2]`: prefill, decode."""
     stability: Array
@@ -80,7 +82,7 @@ class Columns:
             ids[row["id"]] = number
             source, group = sources[row["source"]], groups[row["source"], row["group"]]
             codes.extend([_KINDS[row["step_type"]], source, group, row["prompt_tokens"], row["target_tokens"]])
-            floats.extend(_number(row[field][arm]) for field in ("nll", "accuracy") for arm in ARMS)
+            floats.extend(_number(row[field][arm]) for field in ("nll", "accuracy", "starts") for arm in ARMS)
             floats.extend(row["flops"][arm][part] for arm in ARMS for part in ("prefill", "decode"))
             stability = row["stability"] or {"flips": np.nan, "same_route": np.nan}
             floats.extend([stability["flips"], stability["same_route"]])
@@ -94,7 +96,7 @@ class Columns:
         if not codes:
             raise DataError("samples.jsonl holds no rows: no step was measured; give data whose steps fit max_length")
         n = len(codes) // 5
-        numbers, figures = np.frombuffer(codes, dtype=np.int64).reshape(n, 5), np.frombuffer(floats).reshape(n, 14)
+        numbers, figures = np.frombuffer(codes, dtype=np.int64).reshape(n, 5), np.frombuffer(floats).reshape(n, 17)
         return cls(
             ids=ids,
             sources=list(sources),
@@ -103,8 +105,9 @@ class Columns:
             gate_probs=np.frombuffer(probs, dtype=np.float32).reshape(n, -1),
             nll=figures[:, :3],
             accuracy=figures[:, 3:6],
-            flops=figures[:, 6:12].reshape(n, 3, 2),
-            stability=figures[:, 12:],
+            starts=figures[:, 6:9],
+            flops=figures[:, 9:15].reshape(n, 3, 2),
+            stability=figures[:, 15:],
         )
 
     def __len__(self) -> int:

@@ -35,6 +35,8 @@ class Scores:
     """float64 `[B]`, on the CPU: negative log-likelihood summed over each row's target tokens, nats."""
     accuracy: Tensor
     """float64 `[B]`, on the CPU: share of the target's tokens that are the model's first choice."""
+    starts: Tensor
+    """bool `[B]`, on the CPU: whether the target's first token is. It decides whether a call is made at all."""
     routes: Tensor
     """bool `[B, segments, blocks]`, on the CPU, True = executed."""
     gate_probs: Tensor
@@ -42,9 +44,9 @@ class Scores:
 
     def with_rows(self, rows: Tensor, other: Scores) -> Scores:
         """These scores with the rows at indices `rows` taken from `other`, which holds nothing else."""
-        nll, accuracy = self.nll.clone(), self.accuracy.clone()
-        nll[rows], accuracy[rows] = other.nll, other.accuracy
-        return Scores(nll, accuracy, self.routes, self.gate_probs)
+        nll, accuracy, starts = self.nll.clone(), self.accuracy.clone(), self.starts.clone()
+        nll[rows], accuracy[rows], starts[rows] = other.nll, other.accuracy, other.starts
+        return Scores(nll, accuracy, starts, self.routes, self.gate_probs)
 
 
 @torch.no_grad()
@@ -62,14 +64,20 @@ def score(model: RoutedModel, batch: Mapping[str, Tensor], routes: Tensor | None
     inputs = {name: batch[name] for name in MODEL_INPUTS}
     forced = {} if routes is None else {"routes": routes.to(model.device)}
     out = model(**inputs, **forced, logits_to_keep=positions, use_cache=False)
-    nll, accuracy = [], []
+    nll, right = [], []
     for logits, wanted in zip(out.logits, targets, strict=True):
         kept = wanted != -100
         row, label = logits[kept].float(), wanted[kept]
         chosen = row.gather(1, label.unsqueeze(1)).squeeze(1)
         nll.append((torch.logsumexp(row, 1) - chosen).double().sum())
-        accuracy.append((row.argmax(1) == label).double().mean())
-    return Scores(torch.stack(nll).cpu(), torch.stack(accuracy).cpu(), out.routes.cpu(), out.gate_probs.float().cpu())
+        right.append((row.argmax(1) == label).cpu())
+    return Scores(
+        torch.stack(nll).cpu(),
+        torch.stack([hits.double().mean() for hits in right]),
+        torch.stack([hits[0] for hits in right]),
+        out.routes.cpu(),
+        out.gate_probs.float().cpu(),
+    )
 
 
 def batches(samples: Sequence[Sample], tokens: int = BATCH_TOKENS) -> Iterator[list[Sample]]:
@@ -130,6 +138,7 @@ def _record(model: RoutedModel, sample: Sample, row: int, arms: Mapping[str, Sco
         "segments": [{"start": at, "route": bits(route)} for at, route in zip(starts, routes, strict=True)],
         "nll": {name: finite(float(scores.nll[row])) for name, scores in arms.items()},
         "accuracy": {name: float(scores.accuracy[row]) for name, scores in arms.items()},
+        "starts": {name: bool(scores.starts[row]) for name, scores in arms.items()},
         "flops": {name: as_row(cost) for name, cost in flops.items()},
     }
 

@@ -62,6 +62,7 @@ def summarize(
         "perplexity": {arm: _perplexities(columns, types, i) for i, arm in enumerate(ARMS)},
         "perplexity_ratio": {name: _perplexity_ratio(columns, name, rows, seed) for name, rows in types.items()},
         "token_accuracy": {arm: _accuracies(columns, types, i) for i, arm in enumerate(ARMS)},
+        "start_accuracy": {arm: _starts(columns, types, i) for i, arm in enumerate(ARMS)},
         "flops": {name: _flops(columns, name, rows) for name, rows in columns.selections().items()},
         "routes": _routes(columns),
         "per_block": {name: _per_block(columns, rows) for name, rows in types.items()},
@@ -203,6 +204,12 @@ def _accuracies(columns: Columns, types: Mapping[str, Array], arm: int) -> dict[
     right, tokens = columns.accuracy[:, arm] * columns.target_tokens, columns.target_tokens
     chosen = {name: rows & columns.has_loss for name, rows in types.items()}
     return {name: share_of(right[rows], tokens[rows]) for name, rows in chosen.items()}
+
+
+def _starts(columns: Columns, types: Mapping[str, Array], arm: int) -> dict[str, float | None]:
+    """Share of the same rows that start as their target does: summed losses hide one token, and it decides the most."""
+    chosen = {name: rows & columns.has_loss for name, rows in types.items()}
+    return {name: share_of(columns.starts[rows, arm], np.ones(rows.sum())) for name, rows in chosen.items()}
 
 
 def _flops(columns: Columns, name: str, rows: Array) -> dict[str, Any]:

@@ -19,7 +19,8 @@ FORMAT_VERSION = 1
 _EVALUATE = "layerroute evaluate --adapter ADAPTER --data DATA --output {folder}"
 _ABLATE = "layerroute ablate --model MODEL --data DATA --eval-data HELD_OUT --output {folder}"
 _SUMMARY_KEYS = (
-    *("rows", "groups", "skip_rate", "differential", "perplexity", "perplexity_ratio", "token_accuracy", "flops"),
+    *("rows", "groups", "skip_rate", "differential", "perplexity", "perplexity_ratio", "token_accuracy"),
+    *("start_accuracy", "flops"),
     *("routes", "per_block", "dependence", "provenance"),
     *(f"differential.{name}" for name in ("paired", "paired_length_matched", "by_source", "pooled", "length_matched")),
     *(f"perplexity.{arm}" for arm in ("base", "lora_only", "routed")),

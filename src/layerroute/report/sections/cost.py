@@ -110,9 +110,9 @@ def _graded(task: str, figures: Mapping[str, Any]) -> Figure:
 
 
 def _costs(summary: Mapping[str, Any]) -> list[Item]:
-    """Perplexity and token accuracy per step type and arm."""
+    """Perplexity, token accuracy and right starts per step type and arm."""
     kinds = [kind for kind, n in summary["rows"].items() if n]
-    perplexity, accuracy = summary["perplexity"], summary["token_accuracy"]
+    perplexity, accuracy, starts = (summary[name] for name in ("perplexity", "token_accuracy", "start_accuracy"))
     losses = [
         (
             type_name(kind),
@@ -122,10 +122,12 @@ def _costs(summary: Mapping[str, Any]) -> list[Item]:
         for kind in kinds
     ]
     hits = [(type_name(kind), *(share(accuracy[arm].get(kind)) for arm in accuracy)) for kind in kinds]
+    begun = [(type_name(kind), *(share(starts[arm].get(kind)) for arm in starts)) for kind in kinds]
     head = ("step type", *map(arm_name, perplexity))
     return [
         Table("What it costs: perplexity of the target", (*head, "routed over LoRA only (95% interval)"), losses),
         Table("What it costs: tokens of the target predicted right", head, hits),
+        Table("What it costs: steps whose first token is predicted right (a call begun, or an answer)", head, begun),
     ]
 
 
