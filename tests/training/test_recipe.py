@@ -132,7 +132,7 @@ def test_recipe_survives_json():
         ({"closed_blocks": "[3]"}, r"search with .*closed_blocks=\[3\]: it needs .*closed_blocks=\[\]"),
         ({"boundaries": "[]", "position": "block"}, r"search with router\.position='block'"),
         ({"boundaries": "[]", "pool_over": "sequence"}, r"pool_over='sequence' with search"),
-        ({"budgets.planning": "0.5"}, r"planning=0\.5 exceeds tool_call=0\.27"),
+        ({"budgets.planning": "0.5"}, r"planning=0\.5 exceeds tool_call=0\.24"),
         ({"full_depth_share": "0.7"}, r"full_depth_share=0\.7 and objective\.ramp_share=0\.4 add up to more"),
         (
             {
@@ -142,7 +142,7 @@ def test_recipe_survives_json():
             },
             r"objective\.accepted with .*search\.part=30: .*part <= 8",
         ),
-        ({"budgets.direct_call": "0.5"}, r"direct_call=0\.5 exceeds tool_call=0\.27"),
+        ({"budgets.direct_call": "0.5"}, r"direct_call=0\.5 exceeds tool_call=0\.24"),
         ({"budgets.tool_call": "1.5"}, r"objective\.budgets: tool_call=1\.5: Input should be less than or equal to 1"),
         ({"betas": "[1, 0.9]"}, r"betas=\[1\.0, 0\.9\]"),
         ({"min_lr": "1"}, r"min_lr=1\.0 exceeds"),

@@ -5,6 +5,7 @@ Boundary: knows nothing of models; what the processes share of the arithmetic is
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any
 
@@ -14,7 +15,7 @@ from accelerate.utils import parse_flag_from_env, reduce
 
 from layerroute.errors import ConfigError, LayerRouteError
 
-__all__ = ["any_process", "check_launch", "is_first_process", "process_count", "process_lost"]
+__all__ = ["any_process", "check_launch", "is_first_process", "part_at_exit", "process_count", "process_lost"]
 
 
 def is_first_process() -> bool:
@@ -39,6 +40,17 @@ def check_launch() -> None:
                 f"ACCELERATE_USE_{name}: the processes would share out each block's weights, but they run different "
                 "blocks and would wait for one another for ever; launch without it (docs/training.md, Many processes)"
             )
+
+
+def part_at_exit() -> None:
+    """Close the process group when the interpreter ends: its threads, if they outlive it, may abort the process."""
+    if process_count() > 1:
+        atexit.register(_part)
+
+
+def _part() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def any_process(flag: bool) -> bool:

@@ -30,7 +30,7 @@ from layerroute.model.attach import get_routed_model
 from layerroute.model.backbone import load_backbone
 from layerroute.training.callbacks import LogFile, StopOnSignal
 from layerroute.training.checkpoints import RunFolder, last_checkpoint
-from layerroute.training.processes import check_launch, is_first_process, process_count, process_lost
+from layerroute.training.processes import check_launch, is_first_process, part_at_exit, process_count, process_lost
 from layerroute.training.recipe import Recipe
 from layerroute.training.trackers import Trackers
 from layerroute.training.trainer import RoutedTrainer
@@ -147,6 +147,7 @@ def train(
     checkpoint = folder.check(resume)
     settings = recipe.training
     check_launch()
+    part_at_exit()
     trackers = Trackers(settings.report_to)
     parts = load_parts(model_name, data_specs, recipe)
     if is_first_process():  # it alone keeps the folder
