@@ -21,13 +21,13 @@ from layerroute.evaluation.samples import RowFile, read_rows
 TOOLS = [{"name": "add", "description": "", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}]
 
 
-def make_step(id_, text=None, last=None, **meta):
+def make_step(id_, text=None, last=None, said=None, **meta):
     """A call of `add`, or a text where one is given."""
     calls = None if text else [{"name": "add", "arguments": {"a": 1}}]
     return Step.from_row(
         {
             "id": id_, "source": "s", "group": id_, "step_type": "planning" if text else "tool_call",
-            "messages": [{"role": "user", "content": "hi"}, *([last] if last else [])],
+            "messages": [said or {"role": "user", "content": "hi"}, *([last] if last else [])],
             "tools": TOOLS, "target": {"role": "assistant", "content": text, "tool_calls": calls}, "meta": meta,
         }
     )  # fmt: skip
@@ -91,14 +91,15 @@ def fill_steps(routed_bytes, tmp_path):
     """Generate steps into a file, under a static arm of 20 points on planning and 40 on tool calls."""
     model, tokenizer = routed_bytes
 
-    def call(steps, max_length=2048):
+    def call(steps, max_length=2048, batch_size=8, name="generations.jsonl"):
         write_steps(tmp_path / "steps.jsonl", steps)
         reader = StepReader(open_steps([str(tmp_path / "steps.jsonl")]), tokenizer, max_length, ())
         few = list(StepReader(reader.steps, tokenizer, 2048, ()).samples(set()))
         rates = {"all": 0.3, "tool_call": 0.4, "planning": 0.2, "rest": 0.2}
         chosen = baselines.choose(model, few, StepCollator(tokenizer.pad_token_id), rates, rows=1)
-        file = RowFile(tmp_path / "generations.jsonl")
-        return fill(model, reader, steps, lambda: chosen, file, max_new_tokens=2), list(read_rows(file.path))
+        file = RowFile(tmp_path / name)
+        too_long = fill(model, reader, steps, lambda: chosen, file, max_new_tokens=2, batch_size=batch_size)
+        return too_long, list(read_rows(file.path))
 
     return call
 
@@ -120,6 +121,21 @@ def test_the_static_arm_skips_as_much_as_routing_did_on_that_step_type(fill_step
     assert too_long == 0 and len(rows) == 8
     rates = {row["id"]: row["skip_rate"] for row in rows if row["arm"] == "static"}
     assert rates == {"call": pytest.approx(40), "plan": pytest.approx(20)}
+
+
+def test_answers_do_not_hang_on_what_is_generated_beside_them(fill_steps, tmp_path):
+    steps = [make_step(f"call{number}", said={"role": "user", "content": "x" * number}) for number in range(5)]
+
+    def by_key(rows):
+        return {(row["id"], row["arm"]): row for row in rows}
+
+    alone, together = fill_steps(steps, batch_size=1, name="alone.jsonl")[1], fill_steps(steps, batch_size=3)[1]
+    assert len(alone) == len(together) == 20 and by_key(alone) == by_key(together)
+    file = tmp_path / "generations.jsonl"
+    whole = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(whole[:7]))  # killed within a batch
+    assert by_key(fill_steps(steps, batch_size=3)[1]) == by_key(together)
+    assert len(file.read_text().splitlines()) == 20
 
 
 def test_prompts_that_do_not_fit_are_counted_and_nothing_is_generated(fill_steps):

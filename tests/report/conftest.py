@@ -134,7 +134,7 @@ PROVENANCE: dict[str, Any] = {
     "versions": {"layerroute": "0.1.0", "python": "3.11.7", "torch": "2.13.0"},
     "machine": {"cpu": "Some processor at 2.4 GHz", "threads": 2, "device": "cpu", "dtype": "float32"},
     "seed": 0,
-    "settings": {"limit": 200, "max_length": 1024, "max_new_tokens": 256},
+    "settings": {"limit": 200, "max_length": 1024, "max_new_tokens": 256, "batch_size": 8},
     "command": "layerroute evaluate --adapter smollm2-135m --data fireact.jsonl.gz --output evaluation",
     "routers": {
         "routable": ROUTABLE, "threshold": 0.5, "bias_route": "1" * BLOCKS,

@@ -45,6 +45,9 @@ trained on; data that it was trained on is recognised, and said so.
     help="Also generate so many steps per task (calls, and answers after ####) under four arms, and grade them.",
 )
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Steps generated side by side."
+)
 @click.option("--calibration", multiple=True, help="Data that baselines are chosen on; may be repeated.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Of all random choices.")
 @click.option("--backbone", help="Where the backbone is, if not under the name that the adapter records.")

@@ -33,7 +33,7 @@ from layerroute.evaluation.measure import as_row, skip_points
 from layerroute.evaluation.reading import StepReader
 from layerroute.evaluation.samples import RowFile
 from layerroute.model.routed import RoutedModel
-from layerroute.runtime.complete import Completion, complete
+from layerroute.runtime.complete import Completion, complete_all
 from layerroute.runtime.cost import backbone_flops, executed_flops, lora_flops
 
 __all__ = ["ARMS", "Choice", "choose_steps", "fill", "grade", "task_of"]
@@ -104,6 +104,7 @@ def fill(
     file: RowFile,
     *,
     max_new_tokens: int,
+    batch_size: int,
 ) -> int:
     """Generate and grade each step under each arm that the file lacks.
 
@@ -116,6 +117,7 @@ def fill(
         choose: gives the static arm's routes; called where there is something to generate, before LoRA is merged.
         file: generations.jsonl.
         max_new_tokens: tokens of an answer at most.
+        batch_size: steps of like length that are generated side by side.
 
     Returns:
         How many steps were left out because their prompt does not fit.
@@ -126,55 +128,56 @@ def fill(
     for step in steps:
         if task_of(step) == "tool_call":
             _expected(step)  # before hours of generating rather than after
+    fitting = [(length, step) for step in steps if (length := _prompt_length(model, reader, step, max_new_tokens))]
+    fitting.sort(key=lambda item: (item[0], item[1].id))
+    # batches are those of an unbroken run, for an answer may hang on its neighbours in the last digits
+    batches = [[step for _, step in fitting[at : at + batch_size]] for at in range(0, len(fitting), batch_size)]
     done = file.keys("id", "arm")
-    missing = {step.id: [arm for arm in ARMS if (step.id, arm) not in done] for step in steps}
-    unfinished = [step for step in steps if missing[step.id]]
-    pending = [step for step in unfinished if _fits(model, reader, step, max_new_tokens)]
-    too_long = len(unfinished) - len(pending)
-    if not pending:
-        return too_long
-    chosen = choose()
-    model.merge_adapter()
-    try:
-        for step in tqdm(pending, desc="generating", unit="step", disable=not reader.progress):
-            file.append(_rows(model, reader, step, chosen, missing[step.id], max_new_tokens))
-    finally:
-        model.unmerge_adapter()
-    return too_long
+    pending = [(arm, batch) for batch in batches for arm in ARMS if any((step.id, arm) not in done for step in batch)]
+    if pending:
+        chosen = choose()
+        model.merge_adapter()
+        try:
+            for arm, batch in tqdm(pending, desc="generating", unit="batch", disable=not reader.progress):
+                rows = _rows(model, reader, batch, arm, chosen, max_new_tokens)
+                file.append([row for row in rows if (row["id"], arm) not in done])
+        finally:
+            model.unmerge_adapter()
+    return len(steps) - len(fitting)
 
 
-def _fits(model: RoutedModel, reader: StepReader, step: Step, max_new_tokens: int) -> bool:
-    """Whether the whole prompt is read: an answer to half a question says nothing."""
+def _prompt_length(model: RoutedModel, reader: StepReader, step: Step, max_new_tokens: int) -> int | None:
+    """Tokens of the prompt; None where it is not read whole: an answer to half a question says nothing."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = reader.max_length if context is None else min(reader.max_length, context - max_new_tokens)
-    return len(encode_prompt(reader.tokenizer, step.messages, step.tools)) <= room
+    length = len(encode_prompt(reader.tokenizer, step.messages, step.tools))
+    return length if length <= room else None
 
 
 def _rows(
-    model: RoutedModel, reader: StepReader, step: Step, chosen: Baselines, arms: Sequence[str], max_new_tokens: int
+    model: RoutedModel,
+    reader: StepReader,
+    steps: Sequence[Step],
+    arm: str,
+    chosen: Baselines,
+    max_new_tokens: int,
 ) -> list[dict[str, Any]]:
-    rows = []
-    for arm in arms:
-        within: AbstractContextManager[None] = nullcontext()
-        forced: dict[str, Tensor] = {}
-        if arm == "base":
-            within = model.disable_adapter()
-        elif arm == "lora_only":
-            within = model.disable_routing()
-        elif arm == "static":
-            forced = {"routes": chosen.route("oracle", step.id, step.step_type).to(model.device)}
-        with within, torch.no_grad():
-            answer = complete(
-                model,
-                reader.tokenizer,
-                step.messages,
-                step.tools,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                **forced,
-            )
-        rows.append(_row(model, step, arm, answer))
-    return rows
+    """Generate these steps side by side under one arm, and grade them."""
+    within: AbstractContextManager[None] = nullcontext()
+    forced: dict[str, Tensor] = {}
+    if arm == "base":
+        within = model.disable_adapter()
+    elif arm == "lora_only":
+        within = model.disable_routing()
+    elif arm == "static":
+        routes = [chosen.route("oracle", step.id, step.step_type) for step in steps]
+        forced = {"routes": torch.stack(routes).to(model.device)}
+    requests = [(step.messages, step.tools) for step in steps]
+    with within, torch.no_grad():
+        answers = complete_all(
+            model, reader.tokenizer, requests, max_new_tokens=max_new_tokens, do_sample=False, **forced
+        )
+    return [_row(model, step, arm, answer) for step, answer in zip(steps, answers, strict=True)]
 
 
 def _row(model: RoutedModel, step: Step, arm: str, answer: Completion) -> dict[str, Any]:

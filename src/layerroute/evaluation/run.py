@@ -65,6 +65,8 @@ class EvaluationSettings:
     """So many steps of each task are also generated freely, and graded."""
     max_new_tokens: int = 256
     """Of a free generation."""
+    batch_size: int = 8
+    """Free generations side by side."""
     calibration: Sequence[str] = ()
     """What baselines and the static arm of free running are chosen on; no step of `data` should be in it."""
 
@@ -86,7 +88,8 @@ class EvaluationSettings:
 
     def as_row(self) -> dict[str, Any]:
         """What the figures depend on besides data and seed, JSON-able."""
-        return {"limit": self.limit, "max_length": self.max_length, "max_new_tokens": self.max_new_tokens}
+        names = ("limit", "max_length", "max_new_tokens", "batch_size")
+        return {name: getattr(self, name) for name in names}
 
 
 def evaluate(
@@ -215,7 +218,15 @@ def _generate(
     """Fill generations.jsonl, and count what was chosen and what was left out."""
     whole_turns = bool(model.router_config.boundaries)
     choice = generations.choose_steps(reader.steps, settings.generate, settings.seed, whole_turns=whole_turns)
-    too_long = generations.fill(model, reader, choice.steps, choose, file, max_new_tokens=settings.max_new_tokens)
+    too_long = generations.fill(
+        model,
+        reader,
+        choice.steps,
+        choose,
+        file,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+    )
     return {"chosen": len(choice.steps), "unfinished_turns": choice.unfinished_turns, "too_long": too_long}
 
 

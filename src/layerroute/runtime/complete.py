@@ -1,6 +1,6 @@
-"""One step: from messages and tools to the model's text, with the route that it took and the time that it cost.
+"""From messages and tools to the model's text, with the route that it took and the time that it cost.
 
-Contract: the prompt's tokens are those that training made of the same messages (`encode_prompt`). One row at a time.
+Contract: the prompt's tokens are those that training made of the same messages (`encode_prompt`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from layerroute.data.boundaries import ends_in_boundary
 from layerroute.data.chat import check_tools
 from layerroute.data.render import encode_prompt
 from layerroute.errors import GenerationError
 from layerroute.model.cache import RoutedCache
 from layerroute.model.routed import RoutedModel
 
-__all__ = ["Completion", "Segment", "complete"]
+__all__ = ["Completion", "Request", "Segment", "complete", "complete_all"]
+
+Request = tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None]
+"""Messages in the chat form, and tools in the short or OpenAI's form, or None."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,9 @@ class Completion:
     """One, and one more for every boundary that was generated; the first one's route read the prompt, too."""
     prompt_tokens: int
     prefill_seconds: float
-    """From the call to the first new token."""
+    """From the call to the first new token; of all rows that were generated side by side."""
     decode_seconds: float
-    """From the first new token to the last."""
+    """From the first new token to the last, of all these rows."""
 
     @property
     def new_tokens(self) -> int:
@@ -94,44 +98,83 @@ def complete(
         DataError: malformed messages, or tools whose parameters are no JSON Schema.
         GenerationError: the prompt is longer than the backbone's context, or an argument that routing cannot serve.
     """
-    if tools is not None:
-        check_tools(tools)
+    return complete_all(model, tokenizer, [(messages, tools)], max_new_tokens=max_new_tokens, **generation)[0]
+
+
+def complete_all(
+    model: RoutedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
+    *,
+    max_new_tokens: int,
+    **generation: Any,
+) -> list[Completion]:
+    """Generate the next step of several conversations side by side, as `complete` does of one.
+
+    Reading all weights costs a token as much time for one row as for a few. Sums of floats depend on the rows beside
+    them in the last digits, so that a token that is as likely as another may differ from that of `complete`.
+
+    Args and errors are those of `complete`; the longest prompt must leave room for a token.
+    """
+    for _, tools in requests:
+        if tools is not None:
+            check_tools(tools)
     if max_new_tokens < 1:
         raise GenerationError(f"max_new_tokens={max_new_tokens}: at least one token has to be generated")
-    prompt = torch.tensor([encode_prompt(tokenizer, messages, tools)], device=model.device)
-    length = prompt.shape[1]
+    prompts = [encode_prompt(tokenizer, messages, tools) for messages, tools in requests]
+    rows = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    width = rows["input_ids"].shape[1]
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = max(1, context - length) if context else max_new_tokens
+    room = max(1, context - width) if context else max_new_tokens
     clock = _Clock()
     out = model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
+        rows["input_ids"],
+        attention_mask=rows["attention_mask"],
         max_new_tokens=min(max_new_tokens, room),
         streamer=clock,
         return_dict_in_generate=True,
         **generation,
     )
-    new = out.sequences[0, length:].tolist()
-    stops = model.backbone.generation_config.eos_token_id
-    return Completion(
-        text=str(tokenizer.decode(new, skip_special_tokens=True)),
-        finished=new[-1] in (stops if isinstance(stops, list) else [stops]),
-        segments=_segments(model, out.past_key_values, length, len(new)),
-        prompt_tokens=length,
-        prefill_seconds=clock.ticks[1] - clock.ticks[0],
-        decode_seconds=clock.ticks[-1] - clock.ticks[1],
-    )
+    stop = model.backbone.generation_config.eos_token_id
+    stops = stop if isinstance(stop, list) else [stop]
+    markers: Sequence[Any] = generation.get("boundaries") or model.router_config.boundaries
+    completions = []
+    for row, prompt in enumerate(prompts):
+        new = _own_tokens(out.sequences[row, width:].tolist(), stops)
+        completions.append(
+            Completion(
+                text=str(tokenizer.decode(new, skip_special_tokens=True)),
+                finished=new[-1] in stops,
+                segments=_segments(model, out.past_key_values, row, width, new, markers),
+                prompt_tokens=len(prompt),
+                prefill_seconds=clock.ticks[1] - clock.ticks[0],
+                decode_seconds=clock.ticks[-1] - clock.ticks[1],
+            )
+        )
+    return completions
 
 
-def _segments(model: RoutedModel, cache: Any, prompt: int, new_tokens: int) -> tuple[Segment, ...]:
-    """What a generation's cache tells of its routes; the untouched backbone's tells nothing and ran everything."""
+def _own_tokens(new: list[int], stops: Sequence[int | None]) -> list[int]:
+    """A row's tokens up to its end of turn; what follows is padding, while other rows go on."""
+    end = next((index for index, token in enumerate(new) if token in stops), len(new) - 1)
+    return new[: end + 1]
+
+
+def _segments(
+    model: RoutedModel, cache: Any, row: int, prompt: int, new: list[int], markers: Sequence[Sequence[int]]
+) -> tuple[Segment, ...]:
+    """What a generation's cache tells of a row's routes; the untouched backbone's tells nothing and ran everything."""
     if not isinstance(cache, RoutedCache):
-        return (Segment(0, new_tokens, torch.ones(model.routers.blocks, dtype=torch.bool)),)
-    # the pass over a boundary's last token gives the first token after it
-    starts = [0, *(position + 1 - prompt for position, _ in cache.segments[1:])]
-    ends = [*starts[1:], new_tokens]
-    routes = (routes[0].cpu() for _, routes in cache.segments)
-    return tuple(Segment(start, end - start, route) for start, end, route in zip(starts, ends, routes, strict=True))
+        return (Segment(0, len(new), torch.ones(model.routers.blocks, dtype=torch.bool)),)
+    decided = [(0, cache.segments[0][1])]
+    for position, routes in cache.segments[1:]:
+        start = position + 1 - prompt  # the pass over a boundary's last token gives the first token after it
+        if start < len(new) and ends_in_boundary(new[:start], markers):  # otherwise another row's boundary
+            decided.append((start, routes))
+    ends = [*(start for start, _ in decided[1:]), len(new)]
+    return tuple(
+        Segment(start, end - start, routes[row].cpu()) for (start, routes), end in zip(decided, ends, strict=True)
+    )
 
 
 class _Clock(BaseStreamer):
