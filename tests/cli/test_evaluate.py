@@ -166,8 +166,7 @@ def test_baselines_and_free_running(evaluate, summary, tmp_path):
     ("args", "message"),
     [
         (("--baselines",), "give --calibration"),
-        (("--generate", 3), "give --calibration"),
-        (("--calibration", "builtin"), "neither baselines nor free running"),
+        (("--generate", 3, "--calibration", "builtin"), "no --baselines"),
         (("--max-length", 8), "raise --max-length"),
         (("--max-length", 4096), "reads at most 2048 tokens"),
         (("--limit", 0), "--limit"),

@@ -162,7 +162,7 @@ def test_names_tell_folders_apart(tmp_path, make_evaluation):
 
 def test_what_is_missing_names_its_command(folders):
     text = render(load([folders["bare"]]), "md")
-    for option in ("--baselines --calibration DATA", "--generate 100 --calibration DATA", "--sensitivity", "--seeds 5"):
+    for option in ("--baselines --calibration DATA", "--generate 100", "--sensitivity", "--seeds 5"):
         assert option in text
     alone = render(load([folders["grid"]]), "html")
     assert Page(alone).texts["h2"] == ["Verdict", "Sensitivity", "Seeds", "Provenance"]

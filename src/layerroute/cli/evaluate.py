@@ -18,8 +18,7 @@ Examples:
   layerroute evaluate --adapter my-adapter --data calls.test.jsonl.gz plans.test.jsonl.gz --output out
   layerroute evaluate --adapter my-adapter --data test.jsonl --limit 200 --baselines \\
     --calibration train.jsonl --output out
-  layerroute evaluate --adapter my-adapter --data test.jsonl --generate 50 --calibration train.jsonl \\
-    --output out
+  layerroute evaluate --adapter my-adapter --data test.jsonl --generate 50 --output out
   layerroute report out --output report.html
 
 An interrupted evaluation goes on with the same command. Evaluate on data that the adapter was not
@@ -42,7 +41,7 @@ trained on; data that it was trained on is recognised, and said so.
     default=0,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Also generate so many steps per task (calls, and answers after ####) under four arms, and grade them.",
+    help="Also generate so many steps per task (calls, and answers after ####), and grade them.",
 )
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option(

@@ -2,8 +2,9 @@
 
 Two tasks are found in the data: `tool_call`, any step whose target is calls under a list of tools, graded as the
 Berkeley Function Calling Leaderboard does; `gsm8k`, any step whose target ends in `#### NUMBER`, graded by that number.
-Greedy, at the same prompts under four arms: the untouched backbone, LoRA alone, routed, and static: one set of blocks
-left out for each step type, chosen greedily by that type's loss, as many as the routed model skipped on that type.
+Greedy, at the same prompts under three arms: the untouched backbone, LoRA alone, and routed; with baselines a fourth,
+static: one set of blocks left out for each step type, chosen greedily by that type's loss, as many as the routed model
+skipped on that type.
 
 A step that goes on from a thought of its own turn is left out where the model decides again at boundaries: asked with
 the thought in the prompt, it would decide once, with the thought read, and not as in the turn that was measured.
@@ -100,7 +101,7 @@ def fill(
     model: RoutedModel,
     reader: StepReader,
     steps: Sequence[Step],
-    choose: Callable[[], Baselines],
+    choose: Callable[[], Baselines] | None,
     file: RowFile,
     *,
     max_new_tokens: int,
@@ -114,7 +115,8 @@ def fill(
         model: in evaluation mode.
         reader: whose tokenizer and progress bar are used.
         steps: as `choose_steps` gives them.
-        choose: gives the static arm's routes; called where there is something to generate, before LoRA is merged.
+        choose: gives the static arm's routes, called before LoRA is merged and where that arm lacks something; None
+            leaves that arm out.
         file: generations.jsonl.
         max_new_tokens: tokens of an answer at most.
         batch_size: steps of like length that are generated side by side.
@@ -133,9 +135,10 @@ def fill(
     # batches are those of an unbroken run, for an answer may hang on its neighbours in the last digits
     batches = [[step for _, step in fitting[at : at + batch_size]] for at in range(0, len(fitting), batch_size)]
     done = file.keys("id", "arm")
-    pending = [(arm, batch) for batch in batches for arm in ARMS if any((step.id, arm) not in done for step in batch)]
+    arms = ARMS if choose else ARMS[:-1]
+    pending = [(arm, batch) for batch in batches for arm in arms if any((step.id, arm) not in done for step in batch)]
     if pending:
-        chosen = choose()
+        chosen = choose() if choose and any(arm == "static" for arm, _ in pending) else None
         model.merge_adapter()
         try:
             for arm, batch in tqdm(pending, desc="generating", unit="batch", disable=not reader.progress):
@@ -159,7 +162,7 @@ def _rows(
     reader: StepReader,
     steps: Sequence[Step],
     arm: str,
-    chosen: Baselines,
+    chosen: Baselines | None,
     max_new_tokens: int,
 ) -> list[dict[str, Any]]:
     """Generate these steps side by side under one arm, and grade them."""
@@ -170,6 +173,7 @@ def _rows(
     elif arm == "lora_only":
         within = model.disable_routing()
     elif arm == "static":
+        assert chosen is not None
         routes = [chosen.route("oracle", step.id, step.step_type) for step in steps]
         forced = {"routes": torch.stack(routes).to(model.device)}
     requests = [(step.messages, step.tools) for step in steps]

@@ -60,7 +60,8 @@ class EvaluationSettings:
     seed: int = 0
     """Of every random choice, resampling included."""
     baselines: bool = False
-    """Also measure static, random, oracle, label-trained and length-threshold routes at the same rate."""
+    """Also measure static, random, oracle, label-trained and length-threshold routes at the same rate, and generate
+    under static ones."""
     generate: int = 0
     """So many steps of each task are also generated freely, and graded."""
     max_new_tokens: int = 256
@@ -68,7 +69,7 @@ class EvaluationSettings:
     batch_size: int = 8
     """Free generations side by side."""
     calibration: Sequence[str] = ()
-    """What baselines and the static arm of free running are chosen on; no step of `data` should be in it."""
+    """What baselines are chosen on; no step of `data` should be in it."""
 
     def check(self, context: int | None) -> None:
         """Refuse what cannot be done.
@@ -78,13 +79,13 @@ class EvaluationSettings:
         """
         if context is not None and self.max_length > context:
             raise ConfigError(f"max_length={self.max_length}: this backbone reads at most {context} tokens")
-        if (self.baselines or self.generate) and not self.calibration:
+        if self.baselines and not self.calibration:
             raise ConfigError(
-                "baselines and free running need calibration data, on which static routes are chosen; give "
-                "--calibration with the files that the adapter was trained on, or `builtin`"
+                "baselines need calibration data, on which static routes are chosen; give --calibration with the files "
+                "that the adapter was trained on, or `builtin`"
             )
-        if self.calibration and not (self.baselines or self.generate):
-            raise ConfigError("calibration data is given, but neither baselines nor free running, which alone use it")
+        if self.calibration and not self.baselines:
+            raise ConfigError("calibration data is given, but no --baselines, which alone use it")
 
     def as_row(self) -> dict[str, Any]:
         """What the figures depend on besides data and seed, JSON-able."""
@@ -140,25 +141,26 @@ def evaluate(
     measured = RowFile(target / "samples.jsonl")
     _measure(model, reader, collator, measured, settings.seed)
     provenance["rows"] = vars(reader.counts)
-    write_json(target / "provenance.json", provenance)
+    write_json(target / "provenance.json", provenance)  # what is measured is kept, should the rest fail
+    choose: Callable[[], baselines.Baselines] | None = None
     if held is not None:
         shared = {(step.id,) for step in held} & measured.keys("id")
         provenance["calibration_shared"] = len(shared)
 
         @cache  # takes minutes, and is not needed where an earlier run did everything
-        def choose() -> baselines.Baselines:
+        def choose_once() -> baselines.Baselines:
             calibration = StepReader(held, tokenizer, settings.max_length, boundaries).samples(set())
             rates = baselines.reached_rates(read_rows(measured.path))
             chosen = baselines.choose(model, list(calibration), collator, rates, settings.seed)
             provenance["baselines"] = chosen.summary()
             return chosen
 
-        if settings.baselines:
-            _compare(model, reader, collator, RowFile(target / "baselines.jsonl"), choose)
-        if settings.generate:
-            generated = RowFile(target / "generations.jsonl")
-            provenance["generations"] = _generate(model, reader, generated, choose, settings)
-        write_json(target / "provenance.json", provenance)
+        choose = choose_once
+        _compare(model, reader, collator, RowFile(target / "baselines.jsonl"), choose)
+    if settings.generate:
+        generated = RowFile(target / "generations.jsonl")
+        provenance["generations"] = _generate(model, reader, generated, choose, settings)
+    write_json(target / "provenance.json", provenance)
     return write_summary(target)
 
 
@@ -212,7 +214,7 @@ def _generate(
     model: RoutedModel,
     reader: StepReader,
     file: RowFile,
-    choose: Callable[[], baselines.Baselines],
+    choose: Callable[[], baselines.Baselines] | None,
     settings: EvaluationSettings,
 ) -> dict[str, int]:
     """Fill generations.jsonl, and count what was chosen and what was left out."""

@@ -51,7 +51,7 @@ def compute_items(evaluation: Evaluation) -> list[Item]:
     table = summary.get("baselines")
     items: list[Item] = [_pareto(table)] if table else []
     if not items:
-        command = _again(evaluation, "--baselines")
+        command = _again(evaluation, "--baselines --calibration DATA")
         items.append(Hint("The chart against static, random, oracle and length baselines needs a run with", command))
     items += [_graded(task, figures) for task, figures in (summary.get("quality") or {}).items()]
     items += [*_costs(summary), _savings(summary)]
@@ -61,7 +61,7 @@ def compute_items(evaluation: Evaluation) -> list[Item]:
 def _again(evaluation: Evaluation, option: str) -> str:
     """The evaluation's command with what it lacked; the files that are there are kept."""
     command = evaluation.summary["provenance"].get("command") or "layerroute evaluate --adapter A --data F --output DIR"
-    return f"{command} {option}" + ("" if "--calibration" in command else " --calibration DATA")
+    return f"{command} {option}"
 
 
 def _pareto(arms: Mapping[str, Any]) -> Figure:
