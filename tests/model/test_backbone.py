@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import layerroute
 from layerroute import load_backbone
 from layerroute.errors import BackboneError
-from layerroute.model.backbone import backbone_config, load_model, load_tokenizer
+from layerroute.model.backbone import backbone_config, load_model
 
 # as SmolLM2-135M-Instruct writes a conversation that has a system message
 CHATML = (
@@ -84,15 +84,6 @@ def test_generation_stops_where_the_templates_turns_end(folder: Path) -> None:
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert stop in model.generation_config.eos_token_id
     assert model.generation_config.pad_token_id is not None
-
-
-def test_the_tokenizer_alone_needs_no_weights(folder: Path) -> None:
-    expected = load_backbone(folder)[1]
-    (folder / "model.safetensors").unlink()
-    alone = load_tokenizer(folder)
-    assert (alone.chat_template, alone.pad_token, alone.padding_side, alone.get_vocab()) == (
-        expected.chat_template, expected.pad_token, expected.padding_side, expected.get_vocab()
-    )  # fmt: skip
 
 
 def test_a_template_that_knows_tools_is_kept(folder: Path) -> None:

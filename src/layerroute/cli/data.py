@@ -139,10 +139,10 @@ def _write(path: Path, steps: StepStream) -> tuple[dict[str, int], int]:
 def _tokenizer(model: str) -> PreTrainedTokenizerBase:
     from transformers.utils import logging as transformers_logging
 
-    from layerroute.model.backbone import load_tokenizer
+    from layerroute.model.backbone import load_backbone
 
     transformers_logging.disable_progress_bar()
-    return load_tokenizer(model)
+    return load_backbone(model)[1]
 
 
 def _left_out(skipped: Mapping[str, int]) -> list[str]:

@@ -33,7 +33,7 @@ from layerroute.config import nearest
 from layerroute.errors import BackboneError
 from layerroute.model.assets import ASSETS, ensure_asset, ensure_gguf
 
-__all__ = ["backbone_config", "checkpoint_activations", "load_backbone", "load_model", "load_tokenizer"]
+__all__ = ["backbone_config", "checkpoint_activations", "load_backbone", "load_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,21 +58,19 @@ def load_backbone(
         AssetError: a built-in backbone could not be fetched.
     """
     model = load_model(name, dtype=dtype, device=device)
-    tokenizer, turn_end = _tokenizer(name)
-    if turn_end is not None:
-        _stop_at(model, turn_end)
+    source = _resolve(name)
+    tokenizer: PreTrainedTokenizerBase = _read(
+        name, "tokenizer", lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    )
+    if not _knows_tools(tokenizer):
+        _attach_template(tokenizer, model)
+    if tokenizer.pad_token is None:
+        # padding is masked wherever it stands, so any token serves, and the embedding keeps its size
+        tokenizer.pad_token = tokenizer.eos_token
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.padding_side = "left"
     return model, tokenizer
-
-
-def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of `load_backbone` alone; no weights are read.
-
-    Raises:
-        BackboneError, AssetError: as `load_backbone`.
-    """
-    return _tokenizer(name)[0]
 
 
 def load_model(
@@ -170,22 +168,8 @@ def _knows_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
     return any(kind == "name" and value == "tools" for _, kind, value in tokens)
 
 
-def _tokenizer(name: str | os.PathLike[str]) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """The tokenizer, and the token that ends a turn where the template is the project's."""
-    source = _resolve(name)
-    tokenizer: PreTrainedTokenizerBase = _read(
-        name, "tokenizer", lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    )
-    turn_end = None if _knows_tools(tokenizer) else _attach_template(tokenizer)
-    if tokenizer.pad_token is None:
-        # padding is masked wherever it stands, so any token serves, and the embedding keeps its size
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    return tokenizer, turn_end
-
-
-def _attach_template(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Give the tokenizer the project's template, and return the token that ends its turns."""
+def _attach_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Give the tokenizer the project's template, and make generation stop where its turns end."""
     template = files("layerroute").joinpath("templates/hermes.jinja").read_text(encoding="utf-8")
     turn_end = _TURN_END
     if tokenizer.convert_tokens_to_ids(_TURN_END) in (None, tokenizer.unk_token_id):
@@ -196,13 +180,8 @@ def _attach_template(tokenizer: PreTrainedTokenizerBase) -> int:
             turn_end,
         )
     tokenizer.chat_template = template.replace(_TURN_END, turn_end)
-    stop: Any = tokenizer.convert_tokens_to_ids(turn_end)
-    return int(stop)
-
-
-def _stop_at(model: PreTrainedModel, token: int) -> None:
-    """Make generation stop at this token too."""
     stops = model.generation_config.eos_token_id
     stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
-    if token not in stops:
-        model.generation_config.eos_token_id = [*stops, token]
+    stop = tokenizer.convert_tokens_to_ids(turn_end)
+    if stop not in stops:
+        model.generation_config.eos_token_id = [*stops, stop]
