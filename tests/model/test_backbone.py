@@ -86,6 +86,38 @@ def test_generation_stops_where_the_templates_turns_end(folder: Path) -> None:
     assert model.generation_config.pad_token_id is not None
 
 
+@pytest.fixture
+def marked(folder: Path) -> Path:
+    """The folder with two plain tokens, `<call>` (95) and `</call>` (96), and a special one before them."""
+    tokenizer = tokenizer_of(CHATML, eos_token="<|im_end|>", bos_token="<|im_start|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    tokenizer.add_tokens(["<call>", "</call>"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_tokens_that_the_model_has_learned_stay_tokens(marked: Path) -> None:
+    tokenizer = load_backbone(marked)[1]
+    call, end, image = (tokenizer.convert_tokens_to_ids(token) for token in ("<call>", "</call>", "<|image|>"))
+    assert tokenizer.encode("a<call>b</call><|image|>")[1::2] == [call, end] and image in tokenizer.all_special_ids
+
+
+def test_tokens_that_the_model_never_learned_are_spelt_out(marked: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = load_backbone(marked)
+    call, end, image = (tokenizer.convert_tokens_to_ids(token) for token in ("<call>", "</call>", "<|image|>"))
+    with torch.no_grad():
+        rows = model.get_output_embeddings().weight
+        rows[call] = rows[image] * (1 + 1e-4)  # as quantisation leaves them
+    model.save_pretrained(marked)
+    spelt = load_backbone(marked)[1]
+    text = "a<call>b</call><|image|>"
+    ids = spelt.encode(text)
+    assert "have the same output row" in caplog.text and "<call>" in caplog.text and "</call>" not in caplog.text
+    assert call not in ids and [token for token in ids if token in (end, image)] == [end, image]
+    assert spelt.decode(ids) == tokenizer.decode(tokenizer.encode(text)).replace("<call>", " ".join("<call>"))
+    assert len(spelt) == len(tokenizer) and spelt.eos_token_id == tokenizer.eos_token_id
+
+
 def test_a_template_that_knows_tools_is_kept(folder: Path) -> None:
     knowing = "{% generation %}{{ tools }}{% endgeneration %}"
     tokenizer_of(knowing, eos_token="<|im_end|>").save_pretrained(folder)

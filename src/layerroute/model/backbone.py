@@ -32,6 +32,7 @@ from transformers import (
 from layerroute.config import nearest
 from layerroute.errors import BackboneError
 from layerroute.model.assets import ASSETS, ensure_asset, ensure_gguf
+from layerroute.model.untrained import spell_out_untrained
 
 __all__ = ["backbone_config", "checkpoint_activations", "load_backbone", "load_model"]
 
@@ -62,6 +63,7 @@ def load_backbone(
     tokenizer: PreTrainedTokenizerBase = _read(
         name, "tokenizer", lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     )
+    spell_out_untrained(tokenizer, model)
     if not _knows_tools(tokenizer):
         _attach_template(tokenizer, model)
     if tokenizer.pad_token is None:
