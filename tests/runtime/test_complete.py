@@ -89,6 +89,17 @@ def test_every_arm_can_run_side_by_side(chat, arm):
             assert facts(together[row]) == facts(complete(model, tokenizer, *request(text), max_new_tokens=5, **forced))
 
 
+def test_a_marker_that_is_a_special_token_stays_in_the_text(chat):
+    model, tokenizer = chat
+    plain = complete(model, tokenizer, *request("a"), max_new_tokens=6)
+    assert "<|im_start|>" not in plain.text
+    marker = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    bias = {(marker,): 1e9}  # the model writes nothing else
+    hidden = complete(model, tokenizer, *request("a"), max_new_tokens=3, sequence_bias=bias)
+    kept = complete(model, tokenizer, *request("a"), max_new_tokens=3, sequence_bias=bias, boundaries=[[marker]])
+    assert hidden.text == "" and kept.text == 3 * "<|im_start|>" and len(kept.segments) == 3
+
+
 def test_one_bad_request_of_several_is_refused_before_anything_runs(chat):
     model, tokenizer = chat
     bad = [{"name": "add", "parameters": {"type": 7}}]

@@ -53,7 +53,7 @@ class Completion:
     """A generated step."""
 
     text: str
-    """What was generated, special tokens left out."""
+    """What was generated, special tokens left out but for the adapter's boundary markers."""
     finished: bool
     """Whether the model ended its turn; otherwise `max_new_tokens` did."""
     segments: tuple[Segment, ...]
@@ -138,12 +138,13 @@ def complete_all(
     stop = model.backbone.generation_config.eos_token_id
     stops = stop if isinstance(stop, list) else [stop]
     markers: Sequence[Any] = generation.get("boundaries") or model.router_config.boundaries
+    hidden = _hidden_tokens(tokenizer, markers)
     completions = []
     for row, prompt in enumerate(prompts):
         new = _own_tokens(out.sequences[row, width:].tolist(), stops)
         completions.append(
             Completion(
-                text=str(tokenizer.decode(new, skip_special_tokens=True)),
+                text=str(tokenizer.decode([token for token in new if token not in hidden])),
                 finished=new[-1] in stops,
                 segments=_segments(model, out.past_key_values, row, width, new, markers),
                 prompt_tokens=len(prompt),
@@ -152,6 +153,12 @@ def complete_all(
             )
         )
     return completions
+
+
+def _hidden_tokens(tokenizer: PreTrainedTokenizerBase, markers: Sequence[Sequence[int]]) -> set[int]:
+    """Special tokens, less those of markers: without `<|python_tag|>` a call could not be told from text."""
+    special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return (special | set(tokenizer.all_special_ids)) - {token for marker in markers for token in marker}
 
 
 def _own_tokens(new: list[int], stops: Sequence[int | None]) -> list[int]:
