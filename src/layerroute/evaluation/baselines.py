@@ -39,11 +39,11 @@ from layerroute.model.routed import RoutedModel
 from layerroute.runtime.cost import executed_flops
 from layerroute.training.removal import choose_rows, greedy_order, losses_without
 
-__all__ = ["ARMS", "KINDS", "Baselines", "choose", "measure_baselines", "reached_rates"]
+__all__ = ["ARMS", "Baselines", "choose", "measure_baselines", "reached_rates"]
 
 ARMS = ("static_influence", "static_greedy", "random", "oracle", "labels", "length")
 
-KINDS = {
+PURPOSES = {
     "all": STEP_TYPES,
     **{name: (name,) for name in STEP_TYPES},
     "rest": tuple(name for name in STEP_TYPES if name != "tool_call"),
@@ -58,10 +58,10 @@ _PROBE_ROWS = 64
 
 
 def reached_rates(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean skip rate, a share of all blocks, of the rows of samples.jsonl that each of `KINDS` serves, if any."""
-    sums = {kind: [0.0, 0] for kind in KINDS}
+    """Mean skip rate, a share of all blocks, of the rows of samples.jsonl that each of `PURPOSES` serves, if any."""
+    sums = {kind: [0.0, 0] for kind in PURPOSES}
     for row in rows:
-        for kind, types in KINDS.items():
+        for kind, types in PURPOSES.items():
             if row["step_type"] in types:
                 sums[kind][0] += row["skip_rate"] / 100
                 sums[kind][1] += 1
@@ -85,7 +85,7 @@ class Baselines:
     seed: int
 
     def kind(self, arm: str, sample: Sample, probed: bool) -> str:
-        """Which of `KINDS` an arm takes a sample for; `probed` is the probe's guess that it is a tool call."""
+        """Which of `PURPOSES` an arm takes a sample for; `probed` is the probe's guess that it is a tool call."""
         guess = {"labels": probed, "length": self.length.predict(sample.prompt_length)}
         if arm in guess:
             return "tool_call" if guess[arm] else "rest"
@@ -194,7 +194,7 @@ def _orders(
     alone = {name: losses_without(model, part, (), model.routable) for name, part in parts.items()}
     orders = {}
     for kind, depth in depths.items():
-        names = [name for name in KINDS[kind] if name in parts] or list(parts)
+        names = [name for name in PURPOSES[kind] if name in parts] or list(parts)
         _LOG.info("choosing baselines: %d blocks to leave out for %s", depth, kind)
         mean = torch.stack([alone[name] for name in names]).mean(0).tolist()
         ranked = dict(zip(model.routable, mean, strict=True))
