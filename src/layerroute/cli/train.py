@@ -53,8 +53,11 @@ def train(
 
     settings = load_recipe(recipe, changes)
 
+    from transformers.utils import logging as transformers_logging
+
     from layerroute.training.run import train as run
 
+    transformers_logging.disable_progress_bar()
     result = run(model, [*first_data, *more_data], settings, output, resume=resume, progress=sys.stderr.isatty())
     if first:
         print_result(result.as_dict(), as_json, result.summary())
