@@ -61,7 +61,7 @@ def generation(number, arm, correct, task="tool_call"):
     return {
         "id": f"{task}-{number}", "group": f"{number}", "source": "s", "task": task, "arm": arm, "text": "...",
         "new_tokens": 9, "finished": number % 4 != 0, "correct": correct, "valid_json": True if calls else None,
-        "schema_valid": number % 2 == 0 if calls else None, "error": None,
+        "schema_valid": number % 2 == 0 if calls else None, "last_number": None if calls else correct, "error": None,
         "skip_rate": 20.0 if arm == "routed" else 0.0, "flops": {"prefill": 1, "decode": 1},
     }  # fmt: skip
 
@@ -93,6 +93,7 @@ def test_quality_is_counted_and_compared(make_samples, provenance):
     assert "routed_vs_lora_only" not in calls["tests"]
     math_ = quality["gsm8k"]
     assert math_["arms"]["routed"]["ci95"] is math_["arms"]["routed"]["valid_json"] is None and math_["tests"] == {}
+    assert math_["arms"]["routed"]["last_number"] == 1 and routed["last_number"] is None
 
 
 def test_generations_of_few_groups_are_not_tested(make_samples, provenance):

@@ -3,7 +3,7 @@
 import pytest
 
 from layerroute.errors import DataError
-from layerroute.evaluation.grading import accepted_from_gold, grade_calls, grade_number
+from layerroute.evaluation.grading import accepted_from_gold, grade_calls, grade_number, last_number_is
 
 PROPERTIES = {
     "city": {"type": "string"},
@@ -173,6 +173,24 @@ def test_why_a_number_is_wrong():
     assert grade_number("#### 17", "#### 18").error == "17 instead of 18"
     with pytest.raises(DataError, match="gold answer has no number"):
         grade_number("#### 18", "18")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "18", "so the answer is 18.", "He pays $18.00", "= \\boxed{18}", "20 - 2 = 18 dollars", "36-18", "**18**!",
+        "x18", "1,2,18", "#### 18", "18 is what\nhe pays.",
+    ],
+)  # fmt: skip
+def test_the_last_number_is_found_wherever_it_stands(text):
+    assert last_number_is(text, "#### 18")
+
+
+def test_the_last_number_has_a_sign_and_thousands():
+    assert last_number_is("it is -1,200.5", "#### -1200.5") and last_number_is("a loss of -$18", "#### -18")
+    assert last_number_is("1,200,000 in all", "#### 1200000") and last_number_is("only .5", "#### 0.5")
+    assert not last_number_is("18 or 17", "#### 18") and not last_number_is("-18", "#### 18")
+    assert not last_number_is("eighteen", "#### 18") and not last_number_is("", "#### 18")
 
 
 def test_a_plain_value_in_an_accepted_object_stands_for_itself():

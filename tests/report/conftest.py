@@ -117,6 +117,7 @@ def draw_generations(rows: list[dict[str, Any]], seed: int = 0) -> list[dict[str
                 "id": row["id"], "group": row["group"], "source": row["source"], "task": task, "arm": arm, "text": "",
                 "new_tokens": 20, "finished": bool(rng.uniform() < 0.97), "correct": bool(luck < share),
                 "valid_json": called, "schema_valid": called, "error": None,
+                "last_number": None if task == "tool_call" else bool(luck < share + 0.1),
                 "skip_rate": row["skip_rate"] if arm in ("routed", "static") else 0.0,
                 "flops": {"prefill": 1, "decode": 1},
             })  # fmt: skip

@@ -29,7 +29,7 @@ from layerroute.data.steps import Step
 from layerroute.errors import DataError
 from layerroute.evaluation.baselines import Baselines
 from layerroute.evaluation.calls import parse_calls, schema_valid
-from layerroute.evaluation.grading import Accepted, accepted_from_gold, grade_calls, grade_number
+from layerroute.evaluation.grading import Accepted, accepted_from_gold, grade_calls, grade_number, last_number_is
 from layerroute.evaluation.measure import as_row, skip_points
 from layerroute.evaluation.reading import StepReader
 from layerroute.evaluation.samples import RowFile
@@ -205,7 +205,10 @@ def _row(model: RoutedModel, step: Step, arm: str, answer: Completion) -> dict[s
 
 
 def grade(step: Step, text: str) -> dict[str, Any]:
-    """Grade an answer: `correct`, `valid_json`, `schema_valid` (null where there are no calls to make) and `error`.
+    """Grade an answer.
+
+    Gives `correct`; `error`, the first fault; `valid_json` and `schema_valid`, null where there are no calls to make;
+    `last_number`, whether that of the answer is right though nothing marks it, null where no number is asked for.
 
     A step may bring accepted values of its own in `meta["accepted"]`, in the leaderboard's form
     `[{NAME: {PARAMETER: [VALUE, ...]}}, ...]`; otherwise its own calls are the only right ones.
@@ -215,12 +218,14 @@ def grade(step: Step, text: str) -> dict[str, Any]:
     """
     if number := _gold_number(step):
         grade = grade_number(text, number)
-        return {"correct": grade.correct, "valid_json": None, "schema_valid": None, "error": grade.error}
+        graded: dict[str, Any] = {"correct": grade.correct, "valid_json": None, "schema_valid": None}
+        return {**graded, "last_number": last_number_is(text, number), "error": grade.error}
     tools = step.tools or []
     calls, is_json = parse_calls(text)
     grade = grade_calls(calls, _expected(step), tools)
     fits = bool(calls) and all(schema_valid(call, tools) for call in calls)
-    return {"correct": grade.correct, "valid_json": is_json, "schema_valid": fits, "error": grade.error}
+    graded = {"correct": grade.correct, "valid_json": is_json, "schema_valid": fits}
+    return {**graded, "last_number": None, "error": grade.error}
 
 
 def _expected(step: Step) -> list[Accepted]:

@@ -39,7 +39,7 @@ from typing import Any
 from layerroute.data.chat import normalize_tool
 from layerroute.errors import DataError
 
-__all__ = ["Accepted", "Grade", "accepted_from_gold", "grade_calls", "grade_number"]
+__all__ = ["Accepted", "Grade", "accepted_from_gold", "grade_calls", "grade_number", "last_number_is"]
 
 Accepted = dict[str, dict[str, list[Any]]]
 """One expected call: its name, and the accepted values of each parameter; "" among them: may be left out."""
@@ -57,6 +57,8 @@ _KINDS: dict[str, type] = {
 }
 _IGNORED = re.compile(r"[ ,./\-_*^]")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)")
+_NUMBER_INSIDE = re.compile(r"((?<![\w)])-)?\$?((?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
+"""Sign, where it is no minus between two terms, and digits with or without thousands' commas."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,16 @@ def grade_number(text: str, gold_text: str) -> Grade:
     if not isinstance(given, Decimal):
         return Grade(False, given)
     return Grade(True) if given == gold else Grade(False, f"{given} instead of {gold}")
+
+
+def last_number_is(text: str, gold_text: str) -> bool:
+    """Whether the last number anywhere in `text` is the one after the gold text's `####`.
+
+    For replies of models that were never told of `####`, which `grade_number` counts as wrong whatever they say. It is
+    lenient: a reply that is cut off in mid-calculation may end in the right number by luck.
+    """
+    numbers = _NUMBER_INSIDE.findall(text)
+    return bool(numbers) and Decimal("".join(numbers[-1]).replace(",", "")) == _answer(gold_text)
 
 
 def _answer(text: str) -> Decimal | str:

@@ -23,6 +23,7 @@ class _Result(NamedTuple):
     correct: bool
     valid_json: bool | None
     schema_valid: bool | None
+    last_number: bool | None
     unfinished: bool
     skip_rate: float
 
@@ -34,7 +35,8 @@ _Arm = dict[str, _Result]
 def quality(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Make the section out of rows of generations.jsonl; None without rows.
 
-    Shares (accuracy, valid_json, schema_valid, unfinished) are of 1; validity is over the rows that have one.
+    Shares (accuracy, valid_json, schema_valid, last_number, unfinished) are of 1, each over the rows that have it; null
+    where none does.
     """
     tasks: dict[str, dict[str, _Arm]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
@@ -43,6 +45,7 @@ def quality(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
             correct=row["correct"],
             valid_json=row["valid_json"],
             schema_valid=row["schema_valid"],
+            last_number=row["last_number"],
             unfinished=not row["finished"],
             skip_rate=row["skip_rate"],
         )
@@ -63,7 +66,7 @@ def _figures(arm: _Arm) -> dict[str, Any]:
     n, right = len(results), sum(result.correct for result in results)
     groups = len({result.group for result in results})
     figures = {"accuracy": right / n, "ci95": wilson(right, n) if groups >= MIN_GROUPS else None, "n": n}
-    for name in ("valid_json", "schema_valid", "unfinished", "skip_rate"):
+    for name in ("valid_json", "schema_valid", "last_number", "unfinished", "skip_rate"):
         known = [value for result in results if (value := getattr(result, name)) is not None]
         figures[name] = sum(known) / len(known) if known else None
     return figures

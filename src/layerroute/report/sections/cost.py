@@ -154,17 +154,26 @@ def free_running_items(evaluation: Evaluation) -> list[Item]:
     return items
 
 
+_CHECKS = {
+    "valid_json": "valid JSON",
+    "schema_valid": "fits the schema",
+    "last_number": "last number right",
+    "unfinished": "cut off",
+}
+
+
 def _accuracies(task: str, figures: Mapping[str, Any]) -> Figure:
     estimates, rows = [], []
+    checks = [name for name in _CHECKS if any(part.get(name) is not None for part in figures["arms"].values())]
     for arm, part in figures["arms"].items():
         shape, style = ARM_MARKS.get(arm, ("bar", "told"))
         ends = part.get("ci95")
         words = share(part["accuracy"]) + (f" ({interval(ends, share)})" if ends else "")
         scaled = (100 * ends[0], 100 * ends[1]) if ends else None
         estimates.append(Estimate(arm_name(arm), 100 * part["accuracy"], scaled, words, style, shape))
-        checked = (share(part.get(name)) for name in ("valid_json", "schema_valid", "unfinished"))
+        checked = (share(part.get(name)) for name in checks)
         rows.append((arm_name(arm), count(part["n"]), words, *checked, percent(part.get("skip_rate"))))
-    head = ("arm", "answers", "right (95% Wilson)", "valid JSON", "fits the schema", "cut off", "blocks skipped")
+    head = ("arm", "answers", "right (95% Wilson)", *(_CHECKS[name] for name in checks), "blocks skipped")
     name = task_name(task)
     rows = [tuple(DASH if value == "" else value for value in row) for row in rows]
     return Figure(
