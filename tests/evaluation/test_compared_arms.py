@@ -96,6 +96,12 @@ def test_quality_is_counted_and_compared(make_samples, provenance):
     assert math_["arms"]["routed"]["last_number"] == 1 and routed["last_number"] is None
 
 
+def test_generations_of_before_there_was_a_last_number_are_counted(make_samples, provenance):
+    line = {name: value for name, value in generation(0, "routed", True, "gsm8k").items() if name != "last_number"}
+    routed = summarize(make_samples(groups=5), provenance, generations=[line])["quality"]["gsm8k"]["arms"]["routed"]
+    assert routed["accuracy"] == 1 and routed["last_number"] is None
+
+
 def test_generations_of_few_groups_are_not_tested(make_samples, provenance):
     lines = [
         {**generation(i, arm, arm == "base"), "group": str(i % 4)} for i in range(40) for arm in ("base", "routed")

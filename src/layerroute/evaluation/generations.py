@@ -216,16 +216,16 @@ def grade(step: Step, text: str) -> dict[str, Any]:
     Raises:
         DataError: accepted values in another form.
     """
+    checks: dict[str, bool | None] = dict.fromkeys(("valid_json", "schema_valid", "last_number"))
     if number := _gold_number(step):
         grade = grade_number(text, number)
-        graded: dict[str, Any] = {"correct": grade.correct, "valid_json": None, "schema_valid": None}
-        return {**graded, "last_number": last_number_is(text, number), "error": grade.error}
-    tools = step.tools or []
-    calls, is_json = parse_calls(text)
-    grade = grade_calls(calls, _expected(step), tools)
-    fits = bool(calls) and all(schema_valid(call, tools) for call in calls)
-    graded = {"correct": grade.correct, "valid_json": is_json, "schema_valid": fits}
-    return {**graded, "last_number": None, "error": grade.error}
+        checks["last_number"] = last_number_is(text, number)
+    else:
+        tools = step.tools or []
+        calls, checks["valid_json"] = parse_calls(text)
+        grade = grade_calls(calls, _expected(step), tools)
+        checks["schema_valid"] = bool(calls) and all(schema_valid(call, tools) for call in calls)
+    return {"correct": grade.correct, **checks, "error": grade.error}
 
 
 def _expected(step: Step) -> list[Accepted]:

@@ -45,7 +45,7 @@ def quality(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
             correct=row["correct"],
             valid_json=row["valid_json"],
             schema_valid=row["schema_valid"],
-            last_number=row["last_number"],
+            last_number=row.get("last_number"),  # folders made before there was one go on
             unfinished=not row["finished"],
             skip_rate=row["skip_rate"],
         )
