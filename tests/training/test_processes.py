@@ -23,12 +23,17 @@ from layerroute.training.recipe import load_recipe
 from layerroute.training.run import train
 
 WORKER = """
-import json, os, sys
+import atexit, json, os, sys
 from pathlib import Path
 import torch
 from layerroute.cli import main
 
+def leave_threads():
+    names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    Path(sys.argv[1], "threads" + os.environ["RANK"]).write_text(json.dumps(names))
+
 torch.set_num_threads(1)
+atexit.register(leave_threads)  # first in, last out
 Path(sys.argv[1], "pid" + os.environ["RANK"]).write_text(str(os.getpid()))
 for arguments in json.loads(sys.argv[2]):
     try:
@@ -170,6 +175,14 @@ def test_only_the_first_process_speaks(launched):
     out, err = launched
     assert out.count("adapter: ") == 3
     assert err.count("train rows: ") == 3 and err.count("update 1 of 5: ") == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="names threads as Linux does")
+def test_no_thread_of_the_process_group_outlives_the_run(workplace, launched):
+    """One that does may abort the process while the interpreter ends, and the launcher calls the run failed."""
+    for rank in (0, 1):
+        names = json.loads((workplace / f"threads{rank}").read_text())
+        assert names and not [name for name in names if "gloo" in name]
 
 
 def kill_one(workplace: Path, rank: int, after: int, *more: str) -> str:

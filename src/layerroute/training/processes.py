@@ -6,6 +6,7 @@ Boundary: knows nothing of models; what the processes share of the arithmetic is
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from typing import Any
 
@@ -51,6 +52,7 @@ def part_at_exit() -> None:
 def _part() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        gc.collect()  # the trainer and its model, which end in a cycle, hold the group and with it its threads
 
 
 def any_process(flag: bool) -> bool:
