@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from layerroute import RoutedModel
 from layerroute.data.steps import Step, write_steps
 from layerroute.errors import ConfigError, DataError, TrainingError, TrainingInterrupted
+from layerroute.training.recipe import load_recipe
 from layerroute.training.run import load_parts, train
 
 TEMPLATE = (
@@ -97,6 +100,18 @@ def test_a_run_leaves_a_complete_adapter(workplace, fast_recipe):
     assert not [name for name in top if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
 
 
+def test_the_card_makes_the_adapter_again(workplace, fast_recipe):
+    run(workplace, fast_recipe(steps=2), "out")
+    card = (workplace / "out" / "README.md").read_text()
+    recipe = workplace / "recipe.yaml"
+    recipe.write_text(re.search(r"```yaml\n(.*?)```", card, re.DOTALL).group(1))
+    command = shlex.split(re.search(r"layerroute train .*?my-adapter", card, re.DOTALL).group().replace("\\\n", ""))
+    said = dict(zip(command[2::2], command[3::2], strict=True))
+    assert said.keys() == {"--model", "--data", "--recipe", "--output"}
+    train(said["--model"], [said["--data"]], load_recipe(recipe), workplace / "again")
+    assert_same_weights(workplace / "out", workplace / "again")
+
+
 def with_thought(index: int) -> Step:
     thought = {"role": "assistant", "content": "plan", "partial": True}
     step = row(3 * index)
@@ -133,6 +148,7 @@ def test_boundaries_that_the_backbone_does_not_write(workplace, fast_recipe, cap
 
 KILLED = """
 import sys
+from layerroute.training.recipe import load_recipe
 from layerroute.training.recipe import load_recipe
 from layerroute.training.run import load_parts, train
 import torch

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -14,7 +15,8 @@ def model_card(config: Mapping[str, Any]) -> str:
     """Return Markdown for an adapter's README, from its `router_config.json`."""
     backbone, router = config["backbone"], config["router"]
     data = dict(config["data"])
-    sources = "\n".join(f"- `{name}` {digest}" for name, digest in data.pop("sources", {}).items())
+    files = data.pop("sources", {})
+    sources = "\n".join(f"- `{name}` {digest}" for name, digest in files.items())
     rows = "\n".join(f"| {key} | {value} |" for key, value in router.items())
     counts = "\n".join(f"- {name}: {value}" for name, value in data.items())
     settings = yaml.safe_dump(dict(config["recipe"]), sort_keys=False)
@@ -49,4 +51,13 @@ only the weights with fingerprint `{backbone["fingerprint"]}`.
 
 ```yaml
 {settings}```
+{_again(backbone["name"], files) if files else ""}"""
+
+
+def _again(model: str, files: Iterable[str]) -> str:
+    return f"""
+Saved as `recipe.yaml`, these settings make the adapter again, in the folder of the data:
+
+    {shlex.join(["layerroute", "train", "--model", model, "--data", *files])} \\
+      --recipe recipe.yaml --output my-adapter
 """
