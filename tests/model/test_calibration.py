@@ -104,6 +104,13 @@ def test_a_budget_that_cannot_be_served_is_refused(budget, message):
         table.threshold(budget)
 
 
+def test_the_most_that_is_said_is_served():
+    table = make(torch.tensor([[0.2, 0.4]]), ["answer"], blocks=3)
+    with pytest.raises(ConfigError, match=r"at most 0\.6666 to skip"):
+        table.threshold(0.6667)
+    table.threshold(0.6666)
+
+
 @pytest.fixture
 def calibrated(make_routed, tmp_path):
     """A saved model, calibrated on drawn gates for its 4 blocks, and its folder."""

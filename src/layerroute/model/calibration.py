@@ -90,15 +90,14 @@ class Calibration(Settings):
         """
         curve, share = self._curve(skip_budget) if isinstance(skip_budget, Mapping) else ("all", skip_budget)
         largest = self.budgets[-1]
+        said = math.floor(largest * 10_000) / 10_000  # rounded up it would be refused in its turn
         if isinstance(share, bool) or not isinstance(share, int | float | np.number) or not 0 <= share <= 1:
             raise ConfigError(
-                f"skip_budget={skip_budget!r}: expected a share of all blocks from 0 to {largest}, or one step type's, "
+                f"skip_budget={skip_budget!r}: expected a share of all blocks from 0 to {said}, or one step type's, "
                 "such as {'tool_call': 0.3}"
             )
         if share > largest:
-            raise ConfigError(
-                f"skip_budget={skip_budget!r}: the blocks that always run leave at most {largest:.4g} to skip"
-            )
+            raise ConfigError(f"skip_budget={skip_budget!r}: the blocks that always run leave at most {said} to skip")
         return float(np.interp(share, self.budgets, self.thresholds[curve]))
 
     def _curve(self, skip_budget: Mapping[str, float]) -> tuple[str, Any]:
