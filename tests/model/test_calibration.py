@@ -88,7 +88,7 @@ def test_neighbouring_floats_are_told_apart():
         (-0.1, r"skip_budget=-0\.1: expected a share"),
         (1.5, r"skip_budget=1\.5: expected a share"),
         (float("nan"), "skip_budget=nan: expected a share"),
-        (0.95, r"skip_budget=0\.95: the blocks that always run leave at most 0\.9 to skip"),
+        (0.95, r"skip_budget=0\.95: the blocks that this adapter can close are at most 0\.9 of all"),
         ({"answer": 0.95}, r"skip_budget=\{'answer': 0\.95\}: the blocks .* at most 0\.9"),
         ({"answer": "x"}, r"skip_budget=\{'answer': 'x'\}: expected a share"),
         ({"tool_cal": 0.3}, r"unknown step type 'tool_cal' \(did you mean 'tool_call'\?\); measured: planning, answer"),
@@ -106,7 +106,7 @@ def test_a_budget_that_cannot_be_served_is_refused(budget, message):
 
 def test_the_most_that_is_said_is_served():
     table = make(torch.tensor([[0.2, 0.4]]), ["answer"], blocks=3)
-    with pytest.raises(ConfigError, match=r"at most 0\.6666 to skip"):
+    with pytest.raises(ConfigError, match=r"at most 0\.6666 of all"):
         table.threshold(0.6667)
     table.threshold(0.6666)
 

@@ -101,8 +101,10 @@ def test_gates_that_choose_or_need_not_are_no_collapse(caplog):
     assert not caplog.messages
 
 
-def test_a_run_says_that_its_gates_are_all_open(make_trainer, fast_recipe, caplog):
-    changes = {"router_loss_weight": 0, "gate_signal": "straight_through", "cost_rows": "null", "logit_noise": 0}
-    recipe = fast_recipe(steps=PATIENCE + 5, router_lr=1e-9, min_lr=0, ramp_share=0, save_every=100, **changes)
-    make_trainer(recipe).train()
-    assert any("all gates have been open" in text for text in caplog.messages)
+@pytest.mark.parametrize(("threshold", "state"), [(0.5, "open"), (0.9, "closed")])
+def test_a_run_says_that_its_gates_do_not_choose(threshold, state, make_trainer, fast_recipe, caplog):
+    """Under exploration noise, which opens and closes gates at random."""
+    changes = {"router_loss_weight": 0, "gate_signal": "straight_through", "cost_rows": "null", "logit_noise": 0.5}
+    changes |= {"router_lr": 1e-9, "min_lr": 0, "ramp_share": 0, "save_every": 100, "threshold": threshold}
+    make_trainer(fast_recipe(steps=PATIENCE + 5, **changes)).train()
+    assert any(f"all gates have been {state}" in text for text in caplog.messages)

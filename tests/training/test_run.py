@@ -112,6 +112,13 @@ def test_the_card_makes_the_adapter_again(workplace, fast_recipe):
     assert_same_weights(workplace / "out", workplace / "again")
 
 
+@pytest.mark.parametrize("name", ["default", "end_to_end"])
+def test_a_type_that_is_missing_is_named(name, workplace, fast_recipe, caplog):
+    write_steps(workplace / "rows.jsonl", [row(index) for index in range(24) if index % 3 != 2])
+    run(workplace, fast_recipe(name, steps=2), "out")
+    assert "the data holds no answer to train on: the run goes without its budget" in caplog.text
+
+
 def with_thought(index: int) -> Step:
     thought = {"role": "assistant", "content": "plan", "partial": True}
     step = row(3 * index)
@@ -148,7 +155,6 @@ def test_boundaries_that_the_backbone_does_not_write(workplace, fast_recipe, cap
 
 KILLED = """
 import sys
-from layerroute.training.recipe import load_recipe
 from layerroute.training.recipe import load_recipe
 from layerroute.training.run import load_parts, train
 import torch

@@ -234,6 +234,17 @@ def test_any_threshold_gives_the_same_routes(threshold, make_backbone, kinds_dat
     assert torch.equal(*routes) and not routes[0].all()
 
 
+@pytest.mark.parametrize(
+    ("open_weight", "message"), [(100.0, "lower search.open_weight"), (0.01, "higher search.open_w")]
+)
+def test_a_kind_that_routers_do_not_recognise_is_named(open_weight, message, make_routed, kinds_data, caplog):
+    model = make_routed(blocks=6, config=RouterConfig(protect_first=1, protect_last=1, window=1)).eval()
+    decisions = read_decisions(model, kinds_data(40).samples, StepCollator(0), rows=40, seed=0)
+    alike = replace(decisions, vectors=torch.ones_like(decisions.vectors))
+    fit_routers(model, alike, Bank(6, {"tool_call": [2, 3]}), decay=0.01, open_weight=open_weight)
+    assert any(message in text for text in caplog.messages)
+
+
 def test_no_calibrated_budget_closes_what_training_never_left_out(make_routed, kinds_data):
     model = make_routed(blocks=6, config=RouterConfig(protect_first=1, protect_last=1, window=1)).eval()
     data, collator = kinds_data(40), StepCollator(0)

@@ -13,7 +13,7 @@ Examples:
   layerroute calibrate --adapter my-adapter --data builtin
   layerroute calibrate --adapter my-adapter --data calls.jsonl.gz plans.jsonl.gz --rows 200
   layerroute calibrate --adapter smollm2-135m --data builtin --output elsewhere --json
-  layerroute generate --adapter my-adapter --prompt "Weather in Oslo?" --skip-budget 0.3
+  layerroute generate --adapter my-adapter --prompt "Weather in Oslo?" --skip-budget 0.2
 """
 
 

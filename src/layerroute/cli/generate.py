@@ -22,7 +22,7 @@ Examples:
   layerroute generate --adapter smollm2-135m --prompt "Plan a birthday party for ten."
   layerroute generate --adapter smollm2-135m --prompt "Weather in Oslo?" --tools tools.json
   layerroute generate --adapter my-adapter --messages chat.json --temperature 0.7 --seed 1 --json
-  layerroute generate --adapter my-adapter --prompt "Weather in Oslo?" --skip-budget tool_call=0.3
+  layerroute generate --adapter my-adapter --prompt "Weather in Oslo?" --skip-budget tool_call=0.2
   cat chat.json | layerroute generate --adapter my-adapter --messages -
 
 tools.json holds a list of {"name", "description", "parameters": JSON Schema}, or OpenAI's form of
@@ -39,7 +39,7 @@ it; chat.json a list of {"role", "content"} messages.
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(min=0), help="0 is greedy.")
 @click.option(
-    "--skip-budget", help="Average share of blocks to skip, such as 0.3, or tool_call=0.3 over one step type."
+    "--skip-budget", help="Average share of blocks to skip, such as 0.2, or tool_call=0.2 over one step type."
 )
 @click.option(
     "--boundary",
@@ -151,8 +151,8 @@ def _skip_budget(text: str) -> float | dict[str, float]:
         number = float(share)
     except ValueError:
         raise ConfigError(
-            f"--skip-budget {text!r}: expected a share of all blocks such as 0.3, or of one step type such as "
-            "tool_call=0.3"
+            f"--skip-budget {text!r}: expected a share of all blocks such as 0.2, or of one step type such as "
+            "tool_call=0.2"
         ) from None
     return {step_type: number} if equals else number
 

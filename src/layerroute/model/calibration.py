@@ -94,17 +94,19 @@ class Calibration(Settings):
         if isinstance(share, bool) or not isinstance(share, int | float | np.number) or not 0 <= share <= 1:
             raise ConfigError(
                 f"skip_budget={skip_budget!r}: expected a share of all blocks from 0 to {said}, or one step type's, "
-                "such as {'tool_call': 0.3}"
+                "such as {'tool_call': 0.2}"
             )
         if share > largest:
-            raise ConfigError(f"skip_budget={skip_budget!r}: the blocks that always run leave at most {said} to skip")
+            raise ConfigError(
+                f"skip_budget={skip_budget!r}: the blocks that this adapter can close are at most {said} of all"
+            )
         return float(np.interp(share, self.budgets, self.thresholds[curve]))
 
     def _curve(self, skip_budget: Mapping[str, float]) -> tuple[str, Any]:
         if len(skip_budget) != 1:
             raise ConfigError(
                 f"skip_budget={dict(skip_budget)!r}: one threshold serves one step type; give one, such as "
-                "{'tool_call': 0.3}, or a number for all"
+                "{'tool_call': 0.2}, or a number for all"
             )
         ((name, share),) = skip_budget.items()
         measured = [kind for kind in STEP_TYPES if kind in self.thresholds]

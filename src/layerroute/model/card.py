@@ -51,13 +51,14 @@ only the weights with fingerprint `{backbone["fingerprint"]}`.
 
 ```yaml
 {settings}```
-{_again(backbone["name"], files) if files else ""}"""
+{_again(backbone["name"], files, data.get("processes", 1)) if files and config["recipe"] else ""}"""
 
 
-def _again(model: str, files: Iterable[str]) -> str:
+def _again(model: str, files: Iterable[str], processes: int) -> str:
+    program = ["layerroute"] if processes == 1 else ["torchrun", f"--nproc-per-node={processes}", "-m", "layerroute"]
     return f"""
 Saved as `recipe.yaml`, these settings make the adapter again, in the folder of the data:
 
-    {shlex.join(["layerroute", "train", "--model", model, "--data", *files])} \\
+    {shlex.join([*program, "train", "--model", model, "--data", *files])} \\
       --recipe recipe.yaml --output my-adapter
 """

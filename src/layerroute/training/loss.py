@@ -114,7 +114,7 @@ class RoutedLoss:
             distillation = full_depth_divergence(routed, batch, positions, targets, out).sum()
         present = inputs["segment_types"] >= 0
         gates, gate_probs, types = out.gates[present], out.gate_probs[present], inputs["segment_types"][present]
-        self._watch(routed, gates, step)
+        self._watch(routed, gate_probs, step)
         share = self._share(len(types), gates.device)
         penalty = self._penalty(gates, gate_probs, types, share, step)
         gate_cost = share * self._gate_cost(gates, types) if measured else torch.zeros_like(penalty)
@@ -132,10 +132,10 @@ class RoutedLoss:
         self.means.add("gate_movement", share * moved, torch.ones_like(moved))
         return loss, out
 
-    def _watch(self, routed: RoutedModel, gates: Tensor, step: int) -> None:
-        """Have it said where gates no longer choose; routers that are not trained need not."""
+    def _watch(self, routed: RoutedModel, gate_probs: Tensor, step: int) -> None:
+        """Have it said where gates no longer choose, exploration noise apart; routers that are not trained need not."""
         budgets = self.budgets(step)
-        routable = gates.detach()[:, routed.routable]
+        routable = (gate_probs.detach()[:, routed.routable] > routed.router_config.threshold).float()
         share, count = self.reduce(torch.stack([routable.sum(), torch.ones_like(routable).sum()])).tolist()
         if count:
             self.collapse.note(share / count, step, skipping=self.trained and (not budgets or any(budgets.values())))

@@ -94,8 +94,9 @@ class RunParts:
         return {name: dict(Counter(sample.step_type for sample in samples)) for name, samples in parts.items()}
 
     def record(self) -> dict[str, Any]:
-        """What an adapter says of its data, JSON-able."""
+        """What an adapter says of its data and of the processes that read it, JSON-able."""
         return {
+            "processes": process_count(),
             "sources": self.loaded.digests,
             "rows": self.rows,
             "cut": self.train.cut,
