@@ -37,6 +37,8 @@ def main() -> None:
     held = rows_of_kind(parts.validation.samples, "tool_call", 96, 0)
     served = list(_as_served(model, held, collator, "tool_call", ("tool_call",)))
     calls = [s for s in rows_of_kind(parts.train.samples, "tool_call", 600, 7) if len(s.input_ids) <= 256]
+    if len(calls) < 6:
+        raise SystemExit("--data: fewer than six calls of at most 256 tokens")
     rng, batches = random.Random(0), []
     while len(batches) < options.updates:
         rng.shuffle(calls)

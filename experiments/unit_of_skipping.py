@@ -48,7 +48,7 @@ class Halves:
         total, tokens = 0.0, 0
         everything = torch.ones(len(self.model.structure.blocks), dtype=torch.bool)
         for batch in batches:
-            self.before = (batch["segment_ids"] == 0).unsqueeze(-1).to(torch.bfloat16)
+            self.before = (batch["segment_ids"] == 0).unsqueeze(-1).to(self.model.backbone.dtype)
             kept, targets = objective.loss_tokens(batch["labels"])
             inputs = {name: batch[name] for name in MODEL_INPUTS}
             logits = self.model(**inputs, routes=everything, logits_to_keep=kept).logits
@@ -85,9 +85,9 @@ def main() -> None:
     full = halves.loss((), tried)
     print(f"nothing left out: {full:.3f}, on the other calls {halves.loss((), judged):.3f}", flush=True)
     units: dict[str, list[tuple[Half, ...]]] = {
-        "blocks": [tuple((block, name) for name in HALVES) for block in range(2, 29)],
-        "MLPs alone": [((block, "mlp"),) for block in range(2, 29)],
-        "attention alone": [((block, "attention"),) for block in range(2, 29)],
+        "blocks": [tuple((block, name) for name in HALVES) for block in model.routable],
+        "MLPs alone": [((block, "mlp"),) for block in model.routable],
+        "attention alone": [((block, "attention"),) for block in model.routable],
     }
     units["attention and MLP, freely"] = units["MLPs alone"] + units["attention alone"]
     worth = {"attention": attention, "mlp": 1 - attention}
