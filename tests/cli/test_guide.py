@@ -13,9 +13,9 @@ import pytest
 from markdown_it import MarkdownIt
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
-QUICK = " ".join(f"--set {change}" for change in ("gradient_accumulation=1", "validation_rows=3", "length_window=1"))
+QUICK = " ".join(f"--set {change}" for change in ("batch_size=2", "validation_rows=3", "length_window=1"))
 SMALLER = {
-    "--steps 400": f"--steps 2 {QUICK}",
+    "--steps 200": f"--steps 2 {QUICK}",
     "--output evaluation": "--output evaluation --limit 12 --max-new-tokens 4",
     "--generate 50": "--generate 1",
     "--max-new-tokens 64": "--max-new-tokens 4",
