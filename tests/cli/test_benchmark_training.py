@@ -16,7 +16,7 @@ def test_json_and_text(run, backbone):
     assert outcome.status == 0, outcome.stderr
     assert "update 2 of 2 done" in outcome.stderr
     report = json.loads(outcome.stdout)
-    assert report["updates"] == 2 and report["run_updates"] == 400
+    assert report["updates"] == 2 and report["run_updates"] == 200
     assert report["machine"]["threads"] == 1 and report["changes"]["search.rows"] == "1"
     lora, routed = report["arms"]["lora"], report["arms"]["routed"]
     assert lora["once_s"] == 0 < routed["once_s"]
@@ -28,7 +28,7 @@ def test_json_and_text(run, backbone):
     assert low <= high and report["run_ratio"] > 0 and 0 <= report["padding"] < 1
 
     text = "\n".join(report_lines(report))
-    for words in ("recipe default, batch_size=2", "tokens/s", "MiB", "95% interval", "of 400 updates", "% padding"):
+    for words in ("recipe default, batch_size=2", "tokens/s", "MiB", "95% interval", "of 200 updates", "% padding"):
         assert words in text
     assert len(text.partition("goals (")[2].splitlines()) == 3
 
@@ -43,7 +43,7 @@ GIVEN = ["--model", "a", "--data", "builtin"]
     ([*GIVEN, "--set", "routr_lr=1"], "(did you mean 'router_lr'?)"),
     ([*GIVEN, "--set", "router_lr"], "expected KEY=VALUE"),
     ([*GIVEN, "--updates", 1], "'--updates'"),
-    ([*GIVEN, "--updates", 400], "updates=400: of this recipe's 400 updates, from 2 to 399"),
+    ([*GIVEN, "--updates", 400], "updates=400: of this recipe's 200 updates, from 2 to 199"),
     ([*GIVEN, "--threads", 0], "'--threads'"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(args, words, run):

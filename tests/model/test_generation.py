@@ -274,6 +274,6 @@ def test_a_skip_budget_moves_the_threshold(make_routed, tokens):
     with model.disable_routing():
         lora_only = model.generate(ids, **GREEDY)
     assert torch.equal(model.generate(ids, skip_budget=0, **GREEDY), lora_only)
-    for wrong, message in ((1.5, "from 0 to 0.5"), (-0.1, "from 0 to 0.5"), (0.9, "leave at most 0.5 to skip")):
+    for wrong, message in ((1.5, "from 0 to 0.5"), (-0.1, "from 0 to 0.5"), (0.9, "at most 0.5 of all")):
         with pytest.raises(ConfigError, match=message):
             model.generate(ids, skip_budget=wrong, **GREEDY)

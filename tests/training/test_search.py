@@ -295,6 +295,7 @@ def test_training_ends_in_routers_that_keep_the_budgets(make_trainer, fast_recip
         answer=0.25,
         fit_rows=80,
         batch_size=4,
+        gradient_accumulation=2,
     )
     trainer = make_trainer(recipe, evaluate=True, rows=kinds_data)
     trainer.train()
