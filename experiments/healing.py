@@ -1,0 +1,76 @@
+"""LoRA healed of missing blocks for some updates, on calls alone: what `healing_of_sets.py` and `teachers.py` share."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from layerroute import RoutedModel
+from layerroute.data.collate import StepCollator
+from layerroute.data.render import Sample
+from layerroute.training import objective
+from layerroute.training.bank import Bank, decision_kinds
+from layerroute.training.loss import MODEL_INPUTS
+from layerroute.training.search import rows_of_kind
+
+Batch = Mapping[str, Tensor]
+Teacher = Callable[[dict[str, Tensor], Tensor], Tensor]
+"""What the model takes, and int64 `[P]` positions: logits `[B, P, V]` to learn from."""
+
+
+def batches_of_calls(samples: Sequence[Sample], updates: int) -> list[list[Sample]]:
+    """Six calls of at most 256 tokens for every update, the same for every arm."""
+    calls = [s for s in rows_of_kind(samples, "tool_call", 600, 7) if len(s.input_ids) <= 256]
+    if len(calls) < 6:
+        raise SystemExit("--data: fewer than six calls of at most 256 tokens")
+    rng, batches = random.Random(0), []
+    while len(batches) < updates:
+        rng.shuffle(calls)
+        batches += [calls[start : start + 6] for start in range(0, len(calls) - 5, 6)]
+    return batches[:updates]
+
+
+def heal(
+    model: RoutedModel,
+    batches: Sequence[Sequence[Sample]],
+    collator: StepCollator,
+    bank: Bank,
+    learning_rate: float,
+    teacher: Teacher | None = None,
+) -> None:
+    """An update a batch, under the bank's routes; with a teacher its divergence, weight 1, beside cross-entropy."""
+    lora = list(model.lora_parameters())
+    optimizer = torch.optim.AdamW(lora, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0)
+    model.train()
+    for update, rows in enumerate(batches):
+        batch = collator(rows)
+        inputs = {key: batch[key] for key in MODEL_INPUTS}
+        kept, targets = objective.loss_tokens(batch["labels"])
+        wanted = targets != -100
+        routes = bank.turn_routes(decision_kinds(batch["segment_types"]))
+        with torch.no_grad():  # first, for a teacher may put other weights in place
+            learned_from = None if teacher is None else teacher(inputs, kept)
+        logits = model(**inputs, routes=routes, logits_to_keep=kept).logits
+        loss = objective.cross_entropy_sum(logits[wanted], targets[wanted])
+        if learned_from is not None:
+            loss = loss + objective.distillation_loss(logits, learned_from, targets)
+        (loss / wanted.sum()).backward()
+        torch.nn.utils.clip_grad_norm_(lora, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1, (update + 1) / 5) * (1 - update / len(batches))
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+def set_lora(model: RoutedModel, values: Sequence[Tensor]) -> list[Tensor]:
+    """Put values in place of LoRA's; returns those that were there."""
+    lora = list(model.lora_parameters())
+    before = [value.detach().clone() for value in lora]
+    with torch.no_grad():
+        for parameter, value in zip(lora, values, strict=True):
+            parameter.copy_(value)
+    return before
