@@ -73,6 +73,8 @@ def main() -> None:
     first, second = map(read, options.evaluations)
     for kind in ("all", "tool_call", "planning", "answer"):
         ids = sorted(name for name in first.keys() & second.keys() if kind in ("all", first[name]["step_type"]))
+        if not ids:
+            continue
         ours, theirs = losses(first, options.arms[0], ids), losses(second, options.arms[1], ids)
         low, high = interval(ours - theirs, first, ids)
         shares = [executed(rows, arm, ids, everything) for rows, arm in zip((first, second), options.arms, strict=True)]
