@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from layerroute.training.bank import Bank, decision_kinds
 from layerroute.training.loss import MODEL_INPUTS
 from layerroute.training.search import rows_of_kind
 
-Batch = Mapping[str, Tensor]
 Teacher = Callable[[dict[str, Tensor], Tensor], Tensor]
 """What the model takes, and int64 `[P]` positions: logits `[B, P, V]` to learn from."""
 
