@@ -25,7 +25,8 @@ def batches_of_calls(samples: Sequence[Sample], updates: int) -> list[list[Sampl
     calls = [s for s in rows_of_kind(samples, "tool_call", 600, 7) if len(s.input_ids) <= 256]
     if len(calls) < 6:
         raise SystemExit("--data: fewer than six calls of at most 256 tokens")
-    rng, batches = random.Random(0), []
+    rng = random.Random(0)
+    batches: list[list[Sample]] = []
     while len(batches) < updates:
         rng.shuffle(calls)
         batches += [calls[start : start + 6] for start in range(0, len(calls) - 5, 6)]
