@@ -24,15 +24,23 @@ def arguments(description: str) -> argparse.ArgumentParser:
 def load_trained(
     options: argparse.Namespace, *, validation_share: float, is_trainable: bool = False
 ) -> tuple[RoutedModel, RunParts, StepCollator]:
-    """The adapter on its backbone, the data at 320 tokens a row (1,024 to fit routers), a share of the groups apart."""
+    """The adapter on its backbone with its data, rows of 320 tokens."""
+    parts, collator = load_data(options, validation_share=validation_share, max_length=320)
+    model = RoutedModel.from_pretrained(options.adapter, parts.backbone, is_trainable=is_trainable)
+    return model.eval(), parts, collator
+
+
+def load_data(
+    options: argparse.Namespace, *, validation_share: float, max_length: int
+) -> tuple[RunParts, StepCollator]:
+    """The data at so many tokens a row (1,024 to fit routers), a share of the groups apart; and the bare backbone."""
     torch.manual_seed(0)
     settings = {
-        "training.max_length": "320",
+        "training.max_length": str(max_length),
         "training.rows_per_source": "1500",
         "training.validation_rows": "2000",
         "training.validation_share": str(validation_share),
         "training.precision": "bf16",
     }
     parts = load_parts(options.model, options.data, load_recipe("default", settings))
-    model = RoutedModel.from_pretrained(options.adapter, parts.backbone, is_trainable=is_trainable)
-    return model.eval(), parts, StepCollator(padding_id(parts.tokenizer), loss_on="target", pool_over="prompt")
+    return parts, StepCollator(padding_id(parts.tokenizer), loss_on="target", pool_over="prompt")

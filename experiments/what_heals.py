@@ -1,0 +1,114 @@
+"""What heals calls of missing blocks better: LoRA on the MLPs too, or longer rows to learn from?
+
+Start from an adapter that was trained with all budgets at 0. The seven blocks of the shipped adapter are left out of
+calls from their boundary on, and LoRA is trained on calls for some updates, each time from the same weights. Other
+calls, up to 768 tokens long, are measured: nats a token, share of tokens that come first in the model's own order, and
+calls of which every token does, which are the calls that it would write as the data has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from healing import batches_of_calls, heal, set_lora
+from healing_of_sets import SETS
+from peft import LoraConfig
+from safetensors.torch import load_file
+from teachers import difference
+from trained import arguments, load_data
+
+from layerroute import RoutedModel, get_routed_model
+from layerroute.data.collate import StepCollator
+from layerroute.data.render import Sample
+from layerroute.training import objective
+from layerroute.training.bank import Bank, decision_kinds
+from layerroute.training.loss import MODEL_INPUTS
+from layerroute.training.run import RunParts
+from layerroute.training.search import rows_of_kind
+
+ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    length: int
+    mlp: bool = False
+    learning_rate: float = 0.001
+
+
+ARMS = {
+    "attention": Arm(256),
+    "mlp": Arm(256, mlp=True),
+    "rate": Arm(256, learning_rate=0.002),
+    "512": Arm(512),
+    "768": Arm(768),
+}
+
+
+def with_room_for_mlp(parts: RunParts, adapter: str) -> RoutedModel:
+    """The adapter's LoRA, and fresh pairs on the MLPs, which change nothing until they are trained."""
+    config = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=ATTENTION + MLP)
+    model = get_routed_model(parts.backbone, parts.router, config)
+    trained = {
+        name.replace(".weight", ".default.weight"): value
+        for name, value in load_file(f"{adapter}/adapter_model.safetensors").items()
+    }
+    here = dict(model.peft_model.named_parameters())
+    with torch.no_grad():
+        for name, value in trained.items():
+            here[name].copy_(value)
+    return model
+
+
+@torch.no_grad()
+def measured(model: RoutedModel, samples: list[Sample], collator: StepCollator, bank: Bank) -> np.ndarray:
+    """Nats a token, token accuracy, and whether every token is right: float64 `[samples, 3]`."""
+    found = []
+    for sample in samples:
+        batch = collator([sample])
+        kept, targets = objective.loss_tokens(batch["labels"])
+        routes = bank.turn_routes(decision_kinds(batch["segment_types"]))
+        logits = model(**{key: batch[key] for key in MODEL_INPUTS}, routes=routes, logits_to_keep=kept).logits
+        wanted = targets != -100
+        right = logits[wanted].argmax(-1) == targets[wanted]
+        nats = objective.cross_entropy_sum(logits[wanted], targets[wanted]) / wanted.sum()
+        found.append([float(nats), float(right.float().mean()), float(right.all())])
+    return np.array(found)
+
+
+def said(figures: np.ndarray, base: np.ndarray) -> str:
+    nats, accuracy, _ = figures.mean(0)
+    to_base = difference(figures[:, 0], base[:, 0])
+    return f"{nats:.3f} {to_base}, accuracy {accuracy:.4f}, whole {figures[:, 2].sum():.0f} of {len(figures)}"
+
+
+def main() -> None:
+    parser = arguments("Healing by LoRA on MLPs, or on longer rows.")
+    parser.add_argument("--updates", type=int, default=40)
+    parser.add_argument("--rows", type=int, default=150, help="calls that are measured")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["attention", "mlp", "512"])
+    options = parser.parse_args()
+    parts, collator = load_data(options, validation_share=0.15, max_length=768)
+    model = with_room_for_mlp(parts, options.adapter).eval()
+    held = rows_of_kind(parts.validation.samples, "tool_call", options.rows, 0)
+    at_first = [value.detach().clone() for value in model.lora_parameters()]
+    blocks = len(model.structure.blocks)
+    banks = {"routed": Bank(blocks, {"tool_call": SETS["seed 42, which ships"]}), "full depth": Bank(blocks)}
+    base: dict[str, np.ndarray] = {}
+    for name in options.arms:
+        arm = ARMS[name]
+        set_lora(model, at_first)
+        for parameter_name, parameter in model.peft_model.named_parameters():
+            if "lora_" in parameter_name:
+                parameter.requires_grad_(arm.mlp or not any(module in parameter_name for module in MLP))
+        batches = batches_of_calls(parts.train.samples, options.updates, rows=1200, length=arm.length)
+        heal(model, batches, collator, banks["routed"], arm.learning_rate)
+        after = {depth: measured(model, held, collator, bank) for depth, bank in banks.items()}
+        base = base or after
+        print(f"{name}: " + "; ".join(f"{depth} {said(after[depth], base[depth])}" for depth in banks), flush=True)
+
+
+if __name__ == "__main__":
+    main()
