@@ -20,13 +20,11 @@ Teacher = Callable[[dict[str, Tensor], Tensor], Tensor]
 """What the model takes, and int64 `[P]` positions: logits `[B, P, V]` to learn from."""
 
 
-def batches_of_calls(
-    samples: Sequence[Sample], updates: int, *, rows: int = 600, length: int = 256
-) -> list[list[Sample]]:
-    """Six calls for every update, the same for every arm: of so many drawn, those of at most `length` tokens."""
-    calls = [s for s in rows_of_kind(samples, "tool_call", rows, 7) if len(s.input_ids) <= length]
+def batches_of_calls(samples: Sequence[Sample], updates: int, *, rows: int = 600) -> list[list[Sample]]:
+    """Six calls for every update, the same for every arm: of so many drawn, those of at most 256 tokens."""
+    calls = [s for s in rows_of_kind(samples, "tool_call", rows, 7) if len(s.input_ids) <= 256]
     if len(calls) < 6:
-        raise SystemExit(f"--data: fewer than six calls of at most {length} tokens")
+        raise SystemExit("--data: fewer than six calls of at most 256 tokens")
     rng = random.Random(0)
     batches: list[list[Sample]] = []
     while len(batches) < updates:

@@ -1,14 +1,12 @@
-"""What heals calls of missing blocks better: LoRA on the MLPs too, or longer rows to learn from?
+"""Does LoRA on the MLPs too heal calls of missing blocks better than LoRA on the attention alone?
 
 Start from an adapter that was trained with all budgets at 0. The seven blocks of the shipped adapter are left out of
-calls from their boundary on, and LoRA is trained on calls for some updates, each time from the same weights. Other
-calls, up to 768 tokens long, are measured: nats a token, share of tokens that come first in the model's own order, and
-calls of which every token does, which are the calls that it would write as the data has them.
+calls from their boundary on, and LoRA is trained on calls for some updates, each time from the same weights and on the
+same rows. Other calls, up to 768 tokens long, are measured: nats a token, the share of tokens that the model puts
+first, and calls of which it puts every token first, which are those that it would write as the data has them.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,22 +27,6 @@ from layerroute.training.run import RunParts
 from layerroute.training.search import rows_of_kind
 
 ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
-
-
-@dataclass(frozen=True)
-class Arm:
-    length: int
-    mlp: bool = False
-    learning_rate: float = 0.001
-
-
-ARMS = {
-    "attention": Arm(256),
-    "mlp": Arm(256, mlp=True),
-    "rate": Arm(256, learning_rate=0.002),
-    "512": Arm(512),
-    "768": Arm(768),
-}
 
 
 def with_room_for_mlp(parts: RunParts, adapter: str) -> RoutedModel:
@@ -85,10 +67,10 @@ def said(figures: np.ndarray, base: np.ndarray) -> str:
 
 
 def main() -> None:
-    parser = arguments("Healing by LoRA on MLPs, or on longer rows.")
+    parser = arguments("Healing by LoRA on the attention, and on the MLPs too.")
     parser.add_argument("--updates", type=int, default=40)
     parser.add_argument("--rows", type=int, default=150, help="calls that are measured")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["attention", "mlp", "512"])
+    parser.add_argument("--learning-rate", type=float, default=0.001)
     options = parser.parse_args()
     parts, collator = load_data(options, validation_share=0.15, max_length=768)
     model = with_room_for_mlp(parts, options.adapter).eval()
@@ -97,17 +79,16 @@ def main() -> None:
     blocks = len(model.structure.blocks)
     banks = {"routed": Bank(blocks, {"tool_call": SETS["seed 42, which ships"]}), "full depth": Bank(blocks)}
     base: dict[str, np.ndarray] = {}
-    for name in options.arms:
-        arm = ARMS[name]
+    batches = batches_of_calls(parts.train.samples, options.updates, rows=1200)
+    for arm in ("attention", "attention and MLPs"):
         set_lora(model, at_first)
-        for parameter_name, parameter in model.peft_model.named_parameters():
-            if "lora_" in parameter_name:
-                parameter.requires_grad_(arm.mlp or not any(module in parameter_name for module in MLP))
-        batches = batches_of_calls(parts.train.samples, options.updates, rows=1200, length=arm.length)
-        heal(model, batches, collator, banks["routed"], arm.learning_rate)
+        for name, parameter in model.peft_model.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_("MLP" in arm or not any(module in name for module in MLP))
+        heal(model, batches, collator, banks["routed"], options.learning_rate)
         after = {depth: measured(model, held, collator, bank) for depth, bank in banks.items()}
         base = base or after
-        print(f"{name}: " + "; ".join(f"{depth} {said(after[depth], base[depth])}" for depth in banks), flush=True)
+        print(f"{arm}: " + "; ".join(f"{depth} {said(after[depth], base[depth])}" for depth in banks), flush=True)
 
 
 if __name__ == "__main__":
