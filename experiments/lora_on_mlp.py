@@ -10,19 +10,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from healing import batches_of_calls, heal, set_lora
+from healing import batches_of_calls, difference, heal, measured, set_lora
 from healing_of_sets import SETS
 from peft import LoraConfig
 from safetensors.torch import load_file
-from teachers import difference
 from trained import arguments, load_data
 
 from layerroute import RoutedModel, get_routed_model
-from layerroute.data.collate import StepCollator
-from layerroute.data.render import Sample
-from layerroute.training import objective
-from layerroute.training.bank import Bank, decision_kinds
-from layerroute.training.loss import MODEL_INPUTS
+from layerroute.training.bank import Bank
 from layerroute.training.run import RunParts
 from layerroute.training.search import rows_of_kind
 
@@ -42,22 +37,6 @@ def with_room_for_mlp(parts: RunParts, adapter: str) -> RoutedModel:
         for name, value in trained.items():
             here[name].copy_(value)
     return model
-
-
-@torch.no_grad()
-def measured(model: RoutedModel, samples: list[Sample], collator: StepCollator, bank: Bank) -> np.ndarray:
-    """Nats a token, token accuracy, and whether every token is right: float64 `[samples, 3]`."""
-    found = []
-    for sample in samples:
-        batch = collator([sample])
-        kept, targets = objective.loss_tokens(batch["labels"])
-        routes = bank.turn_routes(decision_kinds(batch["segment_types"]))
-        logits = model(**{key: batch[key] for key in MODEL_INPUTS}, routes=routes, logits_to_keep=kept).logits
-        wanted = targets != -100
-        right = logits[wanted].argmax(-1) == targets[wanted]
-        nats = objective.cross_entropy_sum(logits[wanted], targets[wanted]) / wanted.sum()
-        found.append([float(nats), float(right.float().mean()), float(right.all())])
-    return np.array(found)
 
 
 def said(figures: np.ndarray, base: np.ndarray) -> str:

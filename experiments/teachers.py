@@ -11,18 +11,13 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-import torch
-from healing import batches_of_calls, heal, set_lora
+from healing import batches_of_calls, difference, heal, measured, set_lora
 from healing_of_sets import SETS
 from torch import Tensor
 from trained import arguments, load_trained
 
 from layerroute import RoutedModel
-from layerroute.data.collate import StepCollator
-from layerroute.data.render import Sample
-from layerroute.training import objective
-from layerroute.training.bank import Bank, decision_kinds
-from layerroute.training.loss import MODEL_INPUTS
+from layerroute.training.bank import Bank
 from layerroute.training.search import rows_of_kind
 
 
@@ -41,26 +36,6 @@ def lora_at_first(model: RoutedModel, at_first: list[Tensor], inputs: dict[str, 
 def backbone(model: RoutedModel, inputs: dict[str, Tensor], kept: Tensor) -> Tensor:
     with model.disable_adapter():
         return same_weights(model, inputs, kept)
-
-
-@torch.no_grad()
-def losses(model: RoutedModel, samples: list[Sample], collator: StepCollator, bank: Bank) -> np.ndarray:
-    """Nats a token of each sample under the bank's routes, float64 `[samples]`."""
-    found = []
-    for sample in samples:
-        batch = collator([sample])
-        kept, targets = objective.loss_tokens(batch["labels"])
-        routes = bank.turn_routes(decision_kinds(batch["segment_types"]))
-        logits = model(**{key: batch[key] for key in MODEL_INPUTS}, routes=routes, logits_to_keep=kept).logits
-        wanted = targets != -100
-        found.append(float(objective.cross_entropy_sum(logits[wanted], targets[wanted]) / wanted.sum()))
-    return np.array(found)
-
-
-def difference(ours: np.ndarray, theirs: np.ndarray) -> str:
-    drawn = np.random.default_rng(0).integers(len(ours), size=(5000, len(ours)))
-    low, high = np.percentile((ours - theirs)[drawn].mean(1), [2.5, 97.5])
-    return f"{(ours - theirs).mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def main() -> None:
@@ -82,15 +57,18 @@ def main() -> None:
         "the backbone, LoRA off": partial(backbone, model),
     }
     print(
-        f"{len(held)} calls before healing: routed {losses(model, held, collator, routed).mean():.3f}, "
-        f"full depth {losses(model, held, collator, whole).mean():.3f}",
+        f"{len(held)} calls before healing: routed {measured(model, held, collator, routed)[:, 0].mean():.3f}, "
+        f"full depth {measured(model, held, collator, whole)[:, 0].mean():.3f}",
         flush=True,
     )
     alone: dict[str, np.ndarray] = {}
     for name, teacher in teachers.items():
         set_lora(model, at_first)
         heal(model, batches, collator, routed, options.learning_rate, teacher)
-        after = {"routed": losses(model, held, collator, routed), "full depth": losses(model, held, collator, whole)}
+        after = {
+            "routed": measured(model, held, collator, routed)[:, 0],
+            "full depth": measured(model, held, collator, whole)[:, 0],
+        }
         alone = alone or after
         print(
             f"{name}: " + ", ".join(f"{k} {v.mean():.3f} {difference(v, alone[k])}" for k, v in after.items()),
