@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from layerroute import RoutedModel
 from layerroute.data.collate import StepCollator
@@ -19,6 +20,9 @@ from layerroute.training.search import rows_of_kind
 
 Teacher = Callable[[dict[str, Tensor], Tensor], Tensor]
 """What the model takes, and int64 `[P]` positions: logits `[B, P, V]` to learn from."""
+
+Weigh = Callable[[Tensor], Tensor]
+"""Nats of a batch's loss tokens, float `[T]`: their weights, `[T]`."""
 
 
 def batches_of_calls(samples: Sequence[Sample], updates: int, *, rows: int = 600) -> list[list[Sample]]:
@@ -41,8 +45,14 @@ def heal(
     bank: Bank,
     learning_rate: float,
     teacher: Teacher | None = None,
+    weigh: Weigh | None = None,
 ) -> None:
-    """An update a batch, under the bank's routes; with a teacher its divergence, weight 1, beside cross-entropy."""
+    """An update a batch, under the bank's routes.
+
+    Args:
+        teacher: its divergence, weight 1, beside cross-entropy.
+        weigh: the tokens' weights in the cross-entropy, in place of 1.
+    """
     lora = list(model.lora_parameters())
     optimizer = torch.optim.AdamW(lora, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0)
     model.train()
@@ -55,7 +65,8 @@ def heal(
         with torch.no_grad():  # first, for a teacher may put other weights in place
             learned_from = None if teacher is None else teacher(inputs, kept)
         logits = model(**inputs, routes=routes, logits_to_keep=kept).logits
-        loss = objective.cross_entropy_sum(logits[wanted], targets[wanted])
+        nats = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
+        loss = (nats if weigh is None else nats * weigh(nats.detach())).sum()
         if learned_from is not None:
             loss = loss + objective.distillation_loss(logits, learned_from, targets)
         (loss / wanted.sum()).backward()
