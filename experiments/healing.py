@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from trained import arguments
 
 from layerroute import RoutedModel
 from layerroute.data.collate import StepCollator
@@ -23,6 +25,15 @@ Teacher = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 Weigh = Callable[[Tensor], Tensor]
 """Nats of a batch's loss tokens, float `[T]`: their weights, `[T]`."""
+
+
+def healing_arguments(description: str, *, updates: int, rows: int) -> argparse.ArgumentParser:
+    """The options of every experiment that heals, with its defaults."""
+    parser = arguments(description)
+    parser.add_argument("--updates", type=int, default=updates)
+    parser.add_argument("--rows", type=int, default=rows, help="calls that are measured")
+    parser.add_argument("--learning-rate", type=float, default=0.001)
+    return parser
 
 
 def batches_of_calls(samples: Sequence[Sample], updates: int, *, rows: int = 600) -> list[list[Sample]]:
@@ -70,12 +81,31 @@ def heal(
         if learned_from is not None:
             loss = loss + objective.distillation_loss(logits, learned_from, targets)
         (loss / wanted.sum()).backward()
-        torch.nn.utils.clip_grad_norm_(lora, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1, (update + 1) / 5) * (1 - update / len(batches))
-        optimizer.step()
-        optimizer.zero_grad()
+        apply_gradients(optimizer, lora, learning_rate, update, len(batches))
     model.eval()
+
+
+def apply_gradients(
+    optimizer: torch.optim.Optimizer, lora: list[nn.Parameter], learning_rate: float, update: int, updates: int
+) -> None:
+    """An update, its learning rate warmed up over five and then falling to 0; the gradients are cleared."""
+    torch.nn.utils.clip_grad_norm_(lora, 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * min(1, (update + 1) / 5) * (1 - update / updates)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def outputs_under(
+    bank: Bank, model: RoutedModel, rows: Sequence[Sample], collator: StepCollator
+) -> tuple[Tensor, Tensor]:
+    """Logits `[T, V]` and targets, int64 `[T]`, of the rows' loss tokens under the bank's routes."""
+    batch = collator(rows)
+    kept, targets = objective.loss_tokens(batch["labels"])
+    routes = bank.turn_routes(decision_kinds(batch["segment_types"]))
+    logits = model(**{key: batch[key] for key in MODEL_INPUTS}, routes=routes, logits_to_keep=kept).logits
+    wanted = targets != -100
+    return logits[wanted], targets[wanted]
 
 
 def set_lora(model: RoutedModel, values: Sequence[Tensor]) -> list[Tensor]:
@@ -93,13 +123,9 @@ def measured(model: RoutedModel, samples: list[Sample], collator: StepCollator, 
     """Nats a token, token accuracy, and whether every token is right: float64 `[samples, 3]`."""
     found = []
     for sample in samples:
-        batch = collator([sample])
-        kept, targets = objective.loss_tokens(batch["labels"])
-        routes = bank.turn_routes(decision_kinds(batch["segment_types"]))
-        logits = model(**{key: batch[key] for key in MODEL_INPUTS}, routes=routes, logits_to_keep=kept).logits
-        wanted = targets != -100
-        right = logits[wanted].argmax(-1) == targets[wanted]
-        nats = objective.cross_entropy_sum(logits[wanted], targets[wanted]) / wanted.sum()
+        logits, targets = outputs_under(bank, model, [sample], collator)
+        right = logits.argmax(-1) == targets
+        nats = objective.cross_entropy_sum(logits, targets) / len(targets)
         found.append([float(nats), float(right.float().mean()), float(right.all())])
     return np.array(found)
 
@@ -109,3 +135,10 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> str:
     drawn = np.random.default_rng(0).integers(len(ours), size=(5000, len(ours)))
     low, high = np.percentile((ours - theirs)[drawn].mean(1), [2.5, 97.5])
     return f"{(ours - theirs).mean():+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def said(figures: np.ndarray, base: np.ndarray) -> str:
+    """What `measured` found, beside another arm's on the same samples."""
+    nats, accuracy, _ = figures.mean(0)
+    whole = f"whole {figures[:, 2].sum():.0f} of {len(figures)}"
+    return f"{nats:.3f} {difference(figures[:, 0], base[:, 0])}, accuracy {accuracy:.4f}, {whole}"

@@ -13,16 +13,14 @@ import random
 from collections.abc import Iterator
 
 import torch
-from healing import measured
+from healing import apply_gradients, healing_arguments, measured, outputs_under
 from healing_of_sets import SETS
-from trained import arguments, load_data
+from trained import load_data
 
 from layerroute import RoutedModel
-from layerroute.data.collate import StepCollator
 from layerroute.data.render import Sample
 from layerroute.training import objective
-from layerroute.training.bank import Bank, decision_kinds
-from layerroute.training.loss import MODEL_INPUTS
+from layerroute.training.bank import Bank
 from layerroute.training.search import rows_of_kind
 
 
@@ -39,21 +37,8 @@ def endless(samples: list[Sample], made_up: bool, kind: str) -> Iterator[Sample]
         yield from rows
 
 
-def loss_of(model: RoutedModel, rows: list[Sample], collator: StepCollator, bank: Bank) -> torch.Tensor:
-    """Nats a token under the bank's routes."""
-    batch = collator(rows)
-    kept, targets = objective.loss_tokens(batch["labels"])
-    routes = bank.turn_routes(decision_kinds(batch["segment_types"]))
-    logits = model(**{key: batch[key] for key in MODEL_INPUTS}, routes=routes, logits_to_keep=kept).logits
-    wanted = targets != -100
-    return objective.cross_entropy_sum(logits[wanted], targets[wanted]) / wanted.sum()
-
-
 def main() -> None:
-    parser = arguments("Healing for long.")
-    parser.add_argument("--updates", type=int, default=200)
-    parser.add_argument("--rows", type=int, default=150, help="calls that are measured; of plans and answers 40 each")
-    parser.add_argument("--learning-rate", type=float, default=0.001)
+    parser = healing_arguments("Healing for long.", updates=200, rows=150)
     parser.add_argument("--text", action="store_true", help="train plans and answers, too")
     parser.add_argument("--output", help="folder for the adapter")
     options = parser.parse_args()
@@ -87,12 +72,10 @@ def main() -> None:
         if options.text:
             groups += [[next(source)] for source in text]
         for rows in groups:
-            (loss_of(model, rows, collator, bank) * len(rows) / 6).backward()
-        torch.nn.utils.clip_grad_norm_(lora, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * min(1, (update + 1) / 5) * (1 - update / options.updates)
-        optimizer.step()
-        optimizer.zero_grad()
+            logits, targets = outputs_under(bank, model, rows, collator)
+            nats = objective.cross_entropy_sum(logits, targets) / len(targets)
+            (nats * len(rows) / 6).backward()
+        apply_gradients(optimizer, lora, options.learning_rate, update, options.updates)
     model.eval()
     report("after")
     if options.output:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from healing import batches_of_calls, difference, heal, measured, set_lora
+from healing import batches_of_calls, heal, healing_arguments, measured, said, set_lora
 from healing_of_sets import SETS
 from peft import LoraConfig
 from safetensors.torch import load_file
-from trained import arguments, load_data
+from trained import load_data
 
 from layerroute import RoutedModel, get_routed_model
 from layerroute.training.bank import Bank
@@ -39,17 +39,8 @@ def with_room_for_mlp(parts: RunParts, adapter: str) -> RoutedModel:
     return model
 
 
-def said(figures: np.ndarray, base: np.ndarray) -> str:
-    nats, accuracy, _ = figures.mean(0)
-    to_base = difference(figures[:, 0], base[:, 0])
-    return f"{nats:.3f} {to_base}, accuracy {accuracy:.4f}, whole {figures[:, 2].sum():.0f} of {len(figures)}"
-
-
 def main() -> None:
-    parser = arguments("Healing by LoRA on the attention, and on the MLPs too.")
-    parser.add_argument("--updates", type=int, default=40)
-    parser.add_argument("--rows", type=int, default=150, help="calls that are measured")
-    parser.add_argument("--learning-rate", type=float, default=0.001)
+    parser = healing_arguments("Healing by LoRA on the attention, and on the MLPs too.", updates=40, rows=150)
     options = parser.parse_args()
     parts, collator = load_data(options, validation_share=0.15, max_length=768)
     model = with_room_for_mlp(parts, options.adapter).eval()

@@ -11,10 +11,10 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from healing import batches_of_calls, difference, heal, measured, set_lora
+from healing import batches_of_calls, difference, heal, healing_arguments, measured, set_lora
 from healing_of_sets import SETS
 from torch import Tensor
-from trained import arguments, load_trained
+from trained import load_trained
 
 from layerroute import RoutedModel
 from layerroute.training.bank import Bank
@@ -39,10 +39,7 @@ def backbone(model: RoutedModel, inputs: dict[str, Tensor], kept: Tensor) -> Ten
 
 
 def main() -> None:
-    parser = arguments("Healing with and without a teacher.")
-    parser.add_argument("--updates", type=int, default=30)
-    parser.add_argument("--learning-rate", type=float, default=0.001)
-    parser.add_argument("--rows", type=int, default=96, help="calls that are measured")
+    parser = healing_arguments("Healing with and without a teacher.", updates=30, rows=96)
     options = parser.parse_args()
     model, parts, collator = load_trained(options, validation_share=0.15, is_trainable=True)
     held = rows_of_kind(parts.validation.samples, "tool_call", options.rows, 0)

@@ -9,10 +9,10 @@ same rows, with every token alike and with weights. Other calls, up to 768 token
 from __future__ import annotations
 
 import numpy as np
-from healing import batches_of_calls, difference, heal, measured, set_lora
+from healing import batches_of_calls, heal, healing_arguments, measured, said, set_lora
 from healing_of_sets import SETS
 from torch import Tensor
-from trained import arguments, load_data
+from trained import load_data
 
 from layerroute import RoutedModel
 from layerroute.training.bank import Bank
@@ -26,10 +26,7 @@ def unsure(nats: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = arguments("Healing with the same and with other weights of the tokens.")
-    parser.add_argument("--updates", type=int, default=40)
-    parser.add_argument("--rows", type=int, default=150, help="calls that are measured")
-    parser.add_argument("--learning-rate", type=float, default=0.001)
+    parser = healing_arguments("Healing with the same and with other weights of the tokens.", updates=40, rows=150)
     options = parser.parse_args()
     parts, collator = load_data(options, validation_share=0.15, max_length=768)
     model = RoutedModel.from_pretrained(options.adapter, parts.backbone, is_trainable=True).eval()
@@ -46,13 +43,7 @@ def main() -> None:
         after = {depth: measured(model, held, collator, bank) for depth, bank in banks.items()}
         alike = alike or after
         for depth in banks:
-            nats, accuracy, _ = after[depth].mean(0)
-            whole = after[depth][:, 2].sum()
-            to_alike = difference(after[depth][:, 0], alike[depth][:, 0])
-            print(
-                f"{name}, {depth}: {nats:.3f} {to_alike}, accuracy {accuracy:.4f}, whole {whole:.0f} of {len(held)}",
-                flush=True,
-            )
+            print(f"{name}, {depth}: {said(after[depth], alike[depth])}", flush=True)
 
 
 if __name__ == "__main__":
